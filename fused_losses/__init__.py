@@ -1,0 +1,57 @@
+"""Losses for PyTorch, fused: drop-in ``nn.Module`` classes on C++, CUDA, Triton or plain torch."""
+
+from __future__ import annotations
+
+import importlib.util as _util
+import sys as _sys
+from pathlib import Path as _Path
+
+
+def _import_source_folder(name: str) -> None:
+    """Makes ``fused_losses.<name>`` importable from the folder beside this package in a source tree."""
+    qualified = f"{__name__}.{name}"
+    if _util.find_spec(qualified) is not None:
+        return
+    init = _Path(__file__).resolve().parent.parent / name / "__init__.py"
+    spec = _util.spec_from_file_location(qualified, init, submodule_search_locations=[str(init.parent)])
+    if not init.is_file() or spec is None or spec.loader is None:
+        return
+    module = _util.module_from_spec(spec)
+    _sys.modules[qualified] = module
+    spec.loader.exec_module(module)
+
+
+_import_source_folder("triton_kernels")
+
+from . import functional  # noqa: E402  the shim above must come first
+from .backends import backend_report, use_backend  # noqa: E402
+from .losses.pointwise import (  # noqa: E402
+    BCELoss,
+    BCEWithLogitsLoss,
+    CharbonnierLoss,
+    HuberLoss,
+    L1Loss,
+    LogCoshLoss,
+    MSELoss,
+    SigmoidFocalLoss,
+    SmoothL1Loss,
+)
+from .losses.softmax import CrossEntropyLoss  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CharbonnierLoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "L1Loss",
+    "LogCoshLoss",
+    "MSELoss",
+    "SigmoidFocalLoss",
+    "SmoothL1Loss",
+    "backend_report",
+    "functional",
+    "use_backend",
+]

@@ -1,0 +1,125 @@
+"""Shapes, dtypes and layouts of every operator, for FakeTensor and torch.compile; shared by all backends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ACCUMULATE = {torch.float64: torch.float64}
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype kernels sum in: fp64 for fp64, fp32 for everything narrower."""
+    return _ACCUMULATE.get(dtype, torch.float32)
+
+
+def pointwise_forward(
+    formula: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    a: float,
+    b: float,
+    reduction: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    if reduction == "none":
+        return torch.empty_like(input, dtype=out_dtype)
+    return input.new_empty((), dtype=out_dtype)
+
+
+def pointwise_backward(
+    formula: str,
+    grad_output: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    a: float,
+    b: float,
+    reduction: str,
+    input_grad: bool,
+    target_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    def gradient(of: Tensor, asked: bool) -> Tensor:
+        return torch.empty_like(of) if asked else of.new_empty((0,))
+
+    return gradient(input, input_grad), gradient(target, target_grad)
+
+
+def cross_entropy_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    shape = label_shape(logits)
+    rows = 1
+    for size in shape:
+        rows = rows * size
+    loss = logits.new_empty(shape if reduction == "none" else (), dtype=out_dtype)
+    return loss, logits.new_empty((2 * rows + 1,), dtype=accumulate_dtype(logits.dtype))
+
+
+def label_shape(logits: Tensor) -> tuple[int, ...]:
+    """The shape of class indices for logits (C), (N, C) or (N, C, d1, ...)."""
+    return () if logits.ndim == 1 else (logits.shape[0], *logits.shape[2:])
+
+
+def cross_entropy_backward(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    stats: Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def cross_entropy_backward_(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    stats: Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+) -> None:
+    return None
+
+
+def cross_entropy_target_backward(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    stats: Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+) -> Tensor:
+    return torch.empty_like(target)

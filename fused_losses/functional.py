@@ -1,0 +1,27 @@
+"""Every loss as a function, in the style of :mod:`torch.nn.functional`."""
+
+from .losses.pointwise import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    charbonnier_loss,
+    huber_loss,
+    l1_loss,
+    log_cosh_loss,
+    mse_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
+from .losses.softmax import cross_entropy
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "charbonnier_loss",
+    "cross_entropy",
+    "huber_loss",
+    "l1_loss",
+    "log_cosh_loss",
+    "mse_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+]

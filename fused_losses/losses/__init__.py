@@ -1,0 +1,1 @@
+"""The losses, one family a file or folder: modules, functions, autograd."""

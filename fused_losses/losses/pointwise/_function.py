@@ -1,0 +1,143 @@
+"""The one path every pointwise loss takes: checks, choice of kernels, autograd."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backends.choice import Kernels
+from ...reference import pointwise as reference
+from .._common import (
+    check_tensors,
+    choose_kernels,
+    divided_sum,
+    output_dtype,
+    plain,
+    reference_gradients,
+    wants_graph,
+)
+
+# What the two numbers of a formula are called in its reference.
+PARAMETERS = {
+    "smooth_l1": ("beta",),
+    "huber": ("delta",),
+    "charbonnier": ("eps",),
+    "sigmoid_focal": ("alpha", "gamma"),
+}
+
+
+def pointwise_loss(
+    formula: str,
+    input: Tensor,
+    target: Tensor,
+    a: float = 0.0,
+    b: float = 0.0,
+    *,
+    reduction: str,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    normalizer: Tensor | float | None = None,
+    backend: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The reduced loss of a formula, fused where there are kernels and by the reference elsewhere."""
+    check_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight)
+    input, target = plain(input), plain(target)
+    if input.dtype != target.dtype:
+        dtype = torch.promote_types(input.dtype, target.dtype)
+        input, target = input.to(dtype), target.to(dtype)
+    if input.shape != target.shape:
+        input, target = torch.broadcast_tensors(input, target)
+    if sample_weight is not None:
+        weight = sample_weight if weight is None else weight * sample_weight
+    if normalizer is not None:
+        fused_sum = partial(
+            pointwise_loss, formula, input, target, a, b, weight=weight, pos_weight=pos_weight, backend=backend
+        )
+        return divided_sum(fused_sum, input, reduction, normalizer)
+
+    out_dtype = out_dtype or output_dtype(input)
+    kernels = choose_kernels(backend, input, target, weight, pos_weight)
+    if kernels is None or _requires_grad(weight) or _requires_grad(pos_weight):
+        return _by_reference(formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype))
+    weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
+    if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
+        return PointwiseFunction.apply(
+            input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, kernels
+        )
+    return kernels.pointwise_forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _expanded(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:
+    if tensor is None or tensor.shape == input.shape:
+        return tensor
+    try:
+        return tensor.expand(input.shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{name} of shape {tuple(tensor.shape)} does not broadcast to the input's {tuple(input.shape)}; "
+            f"give it trailing dimensions of size 1, e.g. {name}.view(-1, 1) for one value per row"
+        ) from None
+
+
+def _by_reference(
+    formula: str,
+    a: float,
+    b: float,
+    reduction: str,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    input: Tensor,
+    target: Tensor,
+) -> Tensor:
+    options: dict[str, Any] = dict(zip(PARAMETERS.get(formula, ()), (a, b)))
+    if pos_weight is not None:
+        options["pos_weight"] = pos_weight
+    return getattr(reference, formula)(input, target, weight, reduction, **options)
+
+
+class PointwiseFunction(torch.autograd.Function):
+    """Saves the inputs; backward recomputes what it needs from them in one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        formula: str,
+        a: float,
+        b: float,
+        reduction: str,
+        out_dtype: torch.dtype,
+        kernels: Kernels,
+    ) -> Tensor:
+        ctx.save_for_backward(input, target, weight, pos_weight)
+        ctx.formula, ctx.a, ctx.b = formula, a, b
+        ctx.reduction, ctx.out_dtype, ctx.kernels = reduction, out_dtype, kernels
+        return kernels.pointwise_forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, weight, pos_weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        if wants_graph():
+            loss = partial(_by_reference, ctx.formula, ctx.a, ctx.b, ctx.reduction, weight, pos_weight)
+            gradients = reference_gradients(
+                lambda *tensors: loss(*tensors).to(ctx.out_dtype), (input, target), needed, grad_output
+            )
+        else:
+            both = ctx.kernels.pointwise_backward(
+                ctx.formula, grad_output, input, target, weight, pos_weight, ctx.a, ctx.b, ctx.reduction, *needed
+            )
+            gradients = [gradient if need else None for gradient, need in zip(both, needed)]
+        return (*gradients, None, None, None, None, None, None, None, None)

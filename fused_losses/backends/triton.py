@@ -1,2 +1,6 @@
-def unavailable_reason(device_type): return "stub"
-def register(): pass
+def unavailable_reason(device_type):
+    return "stub"
+
+
+def register():
+    pass

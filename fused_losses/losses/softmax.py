@@ -236,7 +236,9 @@ def _raise_target_shape(input: Tensor, target: Tensor, expected: tuple[int, ...]
     if input.ndim > 2 and target.shape == input.shape[:-1]:
         message += "; classes are dimension 1: pass logits.flatten(0, -2) and target.flatten()"
     if target.ndim > 0 and len(expected) > 0 and target.shape[0] != expected[0]:
-        raise ValueError(f"Expected input batch_size ({expected[0]}) to match target batch_size ({target.shape[0]}): {message}")
+        raise ValueError(
+            f"Expected input batch_size ({expected[0]}) to match target batch_size ({target.shape[0]}): {message}"
+        )
     raise RuntimeError(message)
 
 
@@ -345,9 +347,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         inplace_backward: bool,
         kernels: Kernels,
     ) -> Tensor:
-        loss, stats = _forward(
-            kernels, input, target, weight, sample_weight, reduction, *options, out_dtype
-        )
+        loss, stats = _forward(kernels, input, target, weight, sample_weight, reduction, *options, out_dtype)
         ctx.save_for_backward(input, target, weight, sample_weight, stats)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype
         ctx.inplace_backward, ctx.kernels = inplace_backward, kernels

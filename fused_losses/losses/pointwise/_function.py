@@ -45,7 +45,9 @@ def pointwise_loss(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The reduced loss of a formula, fused where there are kernels and by the reference elsewhere."""
-    check_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight)
+    check_tensors(
+        input=input, target=target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight
+    )
     input, target = plain(input), plain(target)
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
@@ -56,14 +58,24 @@ def pointwise_loss(
         weight = sample_weight if weight is None else weight * sample_weight
     if normalizer is not None:
         fused_sum = partial(
-            pointwise_loss, formula, input, target, a, b, weight=weight, pos_weight=pos_weight, backend=backend
+            pointwise_loss,
+            formula,
+            input,
+            target,
+            a,
+            b,
+            weight=weight,
+            pos_weight=pos_weight,
+            backend=backend,
         )
         return divided_sum(fused_sum, input, reduction, normalizer)
 
     out_dtype = out_dtype or output_dtype(input)
     kernels = choose_kernels(backend, input, target, weight, pos_weight)
     if kernels is None or _requires_grad(weight) or _requires_grad(pos_weight):
-        return _by_reference(formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype))
+        return _by_reference(
+            formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype)
+        )
     weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return PointwiseFunction.apply(
@@ -98,6 +110,8 @@ def _by_reference(
     input: Tensor,
     target: Tensor,
 ) -> Tensor:
+    if not (input.is_floating_point() or input.is_complex()):
+        raise NotImplementedError(f"losses need floating inputs, got {input.dtype}; convert: input.float()")
     options: dict[str, Any] = dict(zip(PARAMETERS.get(formula, ()), (a, b)))
     if pos_weight is not None:
         options["pos_weight"] = pos_weight
@@ -124,7 +138,9 @@ class PointwiseFunction(torch.autograd.Function):
         ctx.save_for_backward(input, target, weight, pos_weight)
         ctx.formula, ctx.a, ctx.b = formula, a, b
         ctx.reduction, ctx.out_dtype, ctx.kernels = reduction, out_dtype, kernels
-        return kernels.pointwise_forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+        return kernels.pointwise_forward(
+            formula, input, target, weight, pos_weight, a, b, reduction, out_dtype
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -137,7 +153,16 @@ class PointwiseFunction(torch.autograd.Function):
             )
         else:
             both = ctx.kernels.pointwise_backward(
-                ctx.formula, grad_output, input, target, weight, pos_weight, ctx.a, ctx.b, ctx.reduction, *needed
+                ctx.formula,
+                grad_output,
+                input,
+                target,
+                weight,
+                pos_weight,
+                ctx.a,
+                ctx.b,
+                ctx.reduction,
+                *needed,
             )
             gradients = [gradient if need else None for gradient, need in zip(both, needed)]
         return (*gradients, None, None, None, None, None, None, None, None)

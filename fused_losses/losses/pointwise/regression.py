@@ -43,7 +43,9 @@ class MSELoss(PointwiseModule, nn.MSELoss):
     Source: :class:`torch.nn.MSELoss`.
     """
 
-    def __init__(self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None):
+    def __init__(
+        self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None
+    ):
         super().__init__(size_average, reduce, reduction)
         self.backend = backend
 
@@ -66,7 +68,9 @@ class L1Loss(PointwiseModule, nn.L1Loss):
     Source: :class:`torch.nn.L1Loss`.
     """
 
-    def __init__(self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None):
+    def __init__(
+        self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None
+    ):
         super().__init__(size_average, reduce, reduction)
         self.backend = backend
 
@@ -106,7 +110,9 @@ class SmoothL1Loss(PointwiseModule, nn.SmoothL1Loss):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta, backend=self.backend, **extras)
+        return smooth_l1_loss(
+            input, target, reduction=self.reduction, beta=self.beta, backend=self.backend, **extras
+        )
 
 
 class HuberLoss(PointwiseModule, nn.HuberLoss):
@@ -133,7 +139,9 @@ class HuberLoss(PointwiseModule, nn.HuberLoss):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return huber_loss(input, target, reduction=self.reduction, delta=self.delta, backend=self.backend, **extras)
+        return huber_loss(
+            input, target, reduction=self.reduction, delta=self.delta, backend=self.backend, **extras
+        )
 
 
 class LogCoshLoss(PointwiseModule):
@@ -190,7 +198,9 @@ class CharbonnierLoss(PointwiseModule):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return charbonnier_loss(input, target, reduction=self.reduction, eps=self.eps, backend=self.backend, **extras)
+        return charbonnier_loss(
+            input, target, reduction=self.reduction, eps=self.eps, backend=self.backend, **extras
+        )
 
 
 def mse_loss(

@@ -1,0 +1,82 @@
+"""What a loss declares about itself: tests, benches, checks and documentation tables loop over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a loss: ``loss(**options)(*tensors, **extras)``; floating tensors are fp64 until cast."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Sample:
+        """The sample with its floating tensors in a dtype."""
+
+        def cast(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+        def cast_all(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: cast(value) for name, value in values.items()}
+
+        return Sample(
+            self.name, tuple(map(cast, self.tensors)), cast_all(self.options), cast_all(self.extras)
+        )
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """A call that must raise: ``error`` where torch rejects it too, with a message matching ``match``."""
+
+    sample: Sample
+    error: type[Exception]
+    match: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One measured shape. ``traffic`` counts the input-sized reads and writes of forward plus backward."""
+
+    name: str
+    make: Callable[[torch.dtype, str], tuple[Tensor, ...]]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    traffic: int = 3
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss, its original, and everything that is checked and measured of it."""
+
+    loss: type[nn.Module]
+    family: str
+    summary: str
+    samples: Callable[[], list[Sample]]
+    errors: Callable[[], list[ErrorSample]]
+    benches: tuple[Bench, ...]
+    original: type[nn.Module] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    differentiable: tuple[int, ...] = (0, 1)
+
+    @property
+    def name(self) -> str:
+        return self.loss.__name__
+
+    def build(self, sample: Sample, backend: str | None = None) -> nn.Module:
+        """The module of a sample on a backend."""
+        return self.loss(**sample.options, backend=backend)
+
+    def backends(self) -> tuple[str, ...]:
+        """The backends this loss is written for."""
+        return ("reference", "cpp", "cuda", "triton")

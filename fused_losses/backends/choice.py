@@ -19,7 +19,6 @@ _AUTOMATIC = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 class Kernels(NamedTuple):
     """The operators of one backend."""
 
-    backend: str
     pointwise_forward: Any
     pointwise_backward: Any
     cross_entropy_forward: Any
@@ -37,7 +36,9 @@ def _validated(backend: str | None, source: str) -> str | None:
 
 
 _requested: str | None = _validated(os.environ.get("FUSED_LOSSES_BACKEND"), "FUSED_LOSSES_BACKEND")
-_resolved: dict[tuple[str, torch.dtype, str | None], Kernels | None] = {}
+_resolved: dict[tuple[str, torch.dtype, str | None], str] = {}
+# By backend; filled when a backend is first chosen. The reference has no kernels.
+KERNELS: dict[str, Kernels] = {}
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype) -> st
     return loading.unavailable_reason(extension)
 
 
-def resolve(device_type: str, dtype: torch.dtype, backend: str | None) -> Kernels | None:
-    """The kernels to run, or None for the reference.
+def resolve(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
+    """The name of the backend to run; its operators are then in ``KERNELS``.
 
     Raises:
         RuntimeError: if a backend was asked for by name and cannot run here.
@@ -97,31 +98,31 @@ def resolve(device_type: str, dtype: torch.dtype, backend: str | None) -> Kernel
     return _resolved[key]
 
 
-def _resolve(device_type: str, dtype: torch.dtype, requested: str | None) -> Kernels | None:
+def _resolve(device_type: str, dtype: torch.dtype, requested: str | None) -> str:
     requested = _validated(requested, "backend")
     if requested is None:
         for candidate in _AUTOMATIC.get(device_type, ()):
             if unavailable_reason(candidate, device_type, dtype) is None:
-                return kernels(candidate)
-        return None
+                return _prepared(candidate)
+        return "reference"
     reason = unavailable_reason(requested, device_type, dtype)
     if reason is not None:
         raise RuntimeError(
             f"the backend {requested!r} was asked for and cannot run: {reason}. "
             "`python -m fused_losses` lists what runs here; backend=None chooses automatically."
         )
-    return kernels(requested)
+    return _prepared(requested)
 
 
 # A compiled graph must not trace the loading of libraries; the request itself stays guarded.
 _resolve_constant = torch.compiler.assume_constant_result(_resolve)
 
 
-def kernels(backend: str) -> Kernels | None:
-    """The operators of an available backend; None for the reference, which has none."""
-    if backend == "reference":
-        return None
-    if backend == "triton":
-        triton.register()
-    namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
-    return Kernels(backend, *(getattr(namespace, name).default for name in loading.OPERATORS))
+def _prepared(backend: str) -> str:
+    if backend != "reference" and backend not in KERNELS:
+        if backend == "triton":
+            triton.register()
+        namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
+        operators = (getattr(namespace, name).default for name in loading.OPERATORS)
+        KERNELS[backend] = Kernels(*operators)
+    return backend

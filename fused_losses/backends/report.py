@@ -51,8 +51,7 @@ def _describe(backend: str) -> dict[str, Any]:
 
 
 def _automatic(device_type: str) -> str:
-    kernels = choice._resolve(device_type, torch.float32, None)
-    return kernels.backend if kernels is not None else "reference"
+    return choice.resolve(device_type, torch.float32, None)
 
 
 def _versions() -> dict[str, str | None]:

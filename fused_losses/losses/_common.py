@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.nn.parameter import Parameter
 
-from ..backends.choice import Kernels, resolve
+from ..backends.choice import resolve
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of torch's own enumeration
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -50,18 +50,18 @@ def check_tensors(**tensors: Tensor | None) -> None:
             )
 
 
-def choose_kernels(backend: str | None, *tensors: Tensor | None) -> Kernels | None:
-    """The kernels for these tensors (the first decides device and dtype), or None for the reference.
+def choose_backend(backend: str | None, *tensors: Tensor | None) -> str:
+    """The backend for these tensors; the first decides device and dtype.
 
     The reference runs what kernels cannot: torch.func transforms, forward-mode AD, sparse layouts, and
     tensor subclasses with a dispatch of their own.
     """
     if not torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return None
+            return "reference"
     for tensor in tensors:
         if tensor is not None and (tensor.layout is not torch.strided or _dispatches_itself(tensor)):
-            return None
+            return "reference"
     first = tensors[0]
     return resolve(first.device.type, first.dtype, backend)
 

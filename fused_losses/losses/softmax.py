@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backends.choice import Kernels
+from ..backends.choice import KERNELS
 from ..backends.fake import accumulate_dtype, label_shape
 from ..reference import softmax as reference
 from ._common import (
     check_tensors,
-    choose_kernels,
+    choose_backend,
     divided_sum,
     output_dtype,
     plain,
@@ -272,9 +272,9 @@ def _softmax_loss(
     out_dtype: torch.dtype,
 ) -> Tensor:
     grad = torch.is_grad_enabled()
-    kernels = choose_kernels(backend, input, target, weight, sample_weight)
+    backend = choose_backend(backend, input, target, weight, sample_weight)
     learnt_weights = grad and any(w is not None and w.requires_grad for w in (weight, sample_weight))
-    if kernels is None or learnt_weights:
+    if backend == "reference" or learnt_weights:
         wide = target.to(out_dtype) if target.is_floating_point() else target
         return _by_reference(weight, sample_weight, options, reduction, input.to(out_dtype), wide)
     accumulate = accumulate_dtype(input.dtype)
@@ -284,16 +284,17 @@ def _softmax_loss(
         if inplace_backward:
             _check_inplace(input)
         return CrossEntropyFunction.apply(
-            input, target, weight, sample_weight, options, reduction, out_dtype, inplace_backward, kernels
+            input, target, weight, sample_weight, options, reduction, out_dtype, inplace_backward, backend
         )
-    return _forward(kernels, input, target, weight, sample_weight, reduction, *options, out_dtype)[0]
+    return _forward(backend, input, target, weight, sample_weight, reduction, *options, out_dtype)[0]
 
 
-def _forward(kernels: Kernels, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _forward(backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    forward = KERNELS[backend].cross_entropy_forward
     if torch.compiler.is_compiling():
-        return kernels.cross_entropy_forward(*arguments)
+        return forward(*arguments)
     try:
-        return kernels.cross_entropy_forward(*arguments)
+        return forward(*arguments)
     except RuntimeError as error:
         # The stable ABI can only raise RuntimeError; torch raises IndexError for this.
         if "is out of bounds" not in str(error):
@@ -345,12 +346,12 @@ class CrossEntropyFunction(torch.autograd.Function):
         reduction: str,
         out_dtype: torch.dtype,
         inplace_backward: bool,
-        kernels: Kernels,
+        backend: str,
     ) -> Tensor:
-        loss, stats = _forward(kernels, input, target, weight, sample_weight, reduction, *options, out_dtype)
+        loss, stats = _forward(backend, input, target, weight, sample_weight, reduction, *options, out_dtype)
         ctx.save_for_backward(input, target, weight, sample_weight, stats)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype
-        ctx.inplace_backward, ctx.kernels = inplace_backward, kernels
+        ctx.inplace_backward, ctx.backend = inplace_backward, backend
         return loss
 
     @staticmethod
@@ -369,7 +370,7 @@ class CrossEntropyFunction(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad_output: Tensor, needed: tuple[bool, ...]) -> list[Tensor | None]:
     arguments = (grad_output, *ctx.saved_tensors, ctx.reduction, *ctx.options)
-    kernels, input = ctx.kernels, ctx.saved_tensors[0]
+    kernels, input = KERNELS[ctx.backend], ctx.saved_tensors[0]
     grad_target = kernels.cross_entropy_target_backward(*arguments) if needed[1] else None
     if not needed[0]:
         return [None, grad_target]

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends.choice import Kernels
+from ...backends.choice import KERNELS
 from ...reference import pointwise as reference
 from .._common import (
     check_tensors,
-    choose_kernels,
+    choose_backend,
     divided_sum,
     output_dtype,
     plain,
@@ -71,17 +71,18 @@ def pointwise_loss(
         return divided_sum(fused_sum, input, reduction, normalizer)
 
     out_dtype = out_dtype or output_dtype(input)
-    kernels = choose_kernels(backend, input, target, weight, pos_weight)
-    if kernels is None or _requires_grad(weight) or _requires_grad(pos_weight):
+    backend = choose_backend(backend, input, target, weight, pos_weight)
+    if backend == "reference" or _requires_grad(weight) or _requires_grad(pos_weight):
         return _by_reference(
             formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype)
         )
     weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return PointwiseFunction.apply(
-            input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, kernels
+            input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend
         )
-    return kernels.pointwise_forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+    forward = KERNELS[backend].pointwise_forward
+    return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
 
 
 def _requires_grad(tensor: Tensor | None) -> bool:
@@ -133,14 +134,13 @@ class PointwiseFunction(torch.autograd.Function):
         b: float,
         reduction: str,
         out_dtype: torch.dtype,
-        kernels: Kernels,
+        backend: str,
     ) -> Tensor:
         ctx.save_for_backward(input, target, weight, pos_weight)
         ctx.formula, ctx.a, ctx.b = formula, a, b
-        ctx.reduction, ctx.out_dtype, ctx.kernels = reduction, out_dtype, kernels
-        return kernels.pointwise_forward(
-            formula, input, target, weight, pos_weight, a, b, reduction, out_dtype
-        )
+        ctx.reduction, ctx.out_dtype, ctx.backend = reduction, out_dtype, backend
+        forward = KERNELS[backend].pointwise_forward
+        return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -152,7 +152,8 @@ class PointwiseFunction(torch.autograd.Function):
                 lambda *tensors: loss(*tensors).to(ctx.out_dtype), (input, target), needed, grad_output
             )
         else:
-            both = ctx.kernels.pointwise_backward(
+            backward = KERNELS[ctx.backend].pointwise_backward
+            both = backward(
                 ctx.formula,
                 grad_output,
                 input,

@@ -1,0 +1,134 @@
+// Elementary functions for host and device. No include guard: the host includes this once per instruction
+// set, inside that set's namespace, so that no function compiled for AVX-512 can be linked for everybody.
+// The includer has included <cmath>, <cstdint>, <cstring> and <limits> before.
+
+#ifdef __CUDACC__
+
+#define FL_INLINE __device__ __forceinline__
+
+FL_INLINE float exp_(float x) { return expf(x); }
+FL_INLINE float log_(float x) { return logf(x); }
+FL_INLINE float log1p_(float x) { return log1pf(x); }
+FL_INLINE float log1p_unit(float x) { return log1pf(x); }
+FL_INLINE float tanh_(float x) { return tanhf(x); }
+FL_INLINE float abs_(float x) { return fabsf(x); }
+FL_INLINE float sqrt_(float x) { return sqrtf(x); }
+FL_INLINE double exp_(double x) { return exp(x); }
+FL_INLINE double log_(double x) { return log(x); }
+FL_INLINE double log1p_(double x) { return log1p(x); }
+FL_INLINE double log1p_unit(double x) { return log1p(x); }
+FL_INLINE double tanh_(double x) { return tanh(x); }
+FL_INLINE double abs_(double x) { return fabs(x); }
+FL_INLINE double sqrt_(double x) { return sqrt(x); }
+
+#else
+
+#define FL_INLINE inline __attribute__((always_inline))
+
+template <class To, class From>
+FL_INLINE To bits(From from) {
+  To to;
+  static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// 2^n for n in [-126, 127].
+FL_INLINE float power_of_two(int32_t n) { return bits<float>((n + 127) << 23); }
+
+// Adding 1.5 * 2^23 rounds to an integer that stands in the low bits; the rest is a polynomial on
+// [-log(2)/2, log(2)/2]. Scaling in two steps reaches denormals and infinity. NaN stays NaN.
+FL_INLINE float exp_(float x) {
+  const float magic = 12582912.f;
+  x = x < -104.f ? -104.f : x;
+  x = x > 89.f ? 89.f : x;
+  const float shifted = x * 1.44269504f + magic;
+  const int32_t n = bits<int32_t>(shifted) - bits<int32_t>(magic);
+  const float whole = shifted - magic;
+  const float r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  const int32_t half = n >> 1;
+  return p * power_of_two(half) * power_of_two(n - half);
+}
+
+// Mantissa in [sqrt(1/2), sqrt(2)), polynomial in mantissa - 1. Zero gives -inf, negatives NaN.
+FL_INLINE float log_(float x) {
+  const float tiny = std::numeric_limits<float>::min();
+  const bool denormal = x < tiny;
+  const uint32_t u = bits<uint32_t>(denormal ? x * 8388608.f : x);
+  const int32_t e = static_cast<int32_t>(u - 0x3f3504f3u) >> 23;
+  const float exponent = static_cast<float>(e) - (denormal ? 23.f : 0.f);
+  const float f = bits<float>(u - (static_cast<uint32_t>(e) << 23)) - 1.f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float square = f * f;
+  const float tail = p * f * square - exponent * 2.12194440e-4f - 0.5f * square;
+  float result = f + tail + exponent * 0.693359375f;
+  const float infinity = std::numeric_limits<float>::infinity();
+  result = x == infinity ? infinity : result;
+  result = x == 0.f ? -infinity : result;
+  return x >= 0.f ? result : std::numeric_limits<float>::quiet_NaN();
+}
+
+// log(u) with u = 1 + x, times x / (u - 1): what the rounding of u lost is put back.
+FL_INLINE float log1p_(float x) {
+  const float u = 1.f + x;
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float corrected = log_(u) * (x / (u - 1.f));
+  const float result = u == 1.f ? x : corrected;
+  return x == infinity ? infinity : result;
+}
+
+// log1p on [0, 1] only: 2 atanh(x / (2 + x)), whose series needs no table and no special case.
+FL_INLINE float log1p_unit(float x) {
+  const float s = x / (2.f + x), z = s * s;
+  float p = 1.f / 17.f;
+  p = p * z + 1.f / 15.f;
+  p = p * z + 1.f / 13.f;
+  p = p * z + 1.f / 11.f;
+  p = p * z + 1.f / 9.f;
+  p = p * z + 1.f / 7.f;
+  p = p * z + 1.f / 5.f;
+  p = p * z + 1.f / 3.f;
+  return 2.f * (s + s * z * p);
+}
+
+FL_INLINE float abs_(float x) { return __builtin_fabsf(x); }
+FL_INLINE float sqrt_(float x) { return __builtin_sqrtf(x); }
+
+// A polynomial where 1 - exp(-2|x|) would cancel.
+FL_INLINE float tanh_(float x) {
+  const float z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const float near = p * z * x + x;
+  const float e = exp_(-2.f * abs_(x));
+  const float far = __builtin_copysignf((1.f - e) / (1.f + e), x);
+  return z < 0.390625f ? near : far;
+}
+
+FL_INLINE double exp_(double x) { return std::exp(x); }
+FL_INLINE double log_(double x) { return std::log(x); }
+FL_INLINE double log1p_(double x) { return std::log1p(x); }
+FL_INLINE double log1p_unit(double x) { return std::log1p(x); }
+FL_INLINE double tanh_(double x) { return std::tanh(x); }
+FL_INLINE double abs_(double x) { return __builtin_fabs(x); }
+FL_INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
+
+#endif

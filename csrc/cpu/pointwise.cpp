@@ -1,0 +1,300 @@
+// The pointwise family on the CPU: blocks of the inputs through the first-level cache, one pass each way.
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "../common/isa.h"
+#include "../formulas/pointwise_names.h"
+#include "../ops/pointwise.h"
+#include "operand.h"
+
+namespace fused_losses {
+
+template <class A>
+struct PointwiseBlocks {
+  double (*sum)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n);
+  void (*values)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
+  void (*input_gradient)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
+  void (*target_gradient)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
+};
+
+template <class A>
+struct PointwiseFunctions {
+  Load<A> load;
+  Store<A> store;
+  void (*multiply)(const A* a, const A* b, int64_t n, A* out);
+  bool (*in_unit_interval)(const A* x, int64_t n);
+  PointwiseBlocks<A> (*blocks_of)(Formula formula);
+};
+
+struct PointwiseTable {
+  PointwiseFunctions<float> single;
+  PointwiseFunctions<double> wide;
+};
+
+}  // namespace fused_losses
+
+#define FL_KERNELS "../cpu/pointwise_kernels.h"
+#include "../common/for_each_isa.h"
+
+namespace fused_losses {
+namespace {
+
+constexpr int64_t kBlock = 1024;
+// What one task sums: fixed, so that the result does not depend on the number of threads.
+constexpr int64_t kChunk = 32 * kBlock;
+
+template <class A>
+const PointwiseFunctions<A>& functions() {
+  const auto& table = choose(isa_default::kPointwise, isa_avx2::kPointwise, isa_avx512::kPointwise);
+  if constexpr (sizeof(A) == 4) {
+    return table.single;
+  } else {
+    return table.wide;
+  }
+}
+
+// The operands of one call; an absent weight is a block of ones.
+template <class A>
+struct Inputs {
+  Operand x, t, w, q, g;
+  bool has_w = false, has_q = false, has_g = false;
+  A a, b;
+  int64_t numel;
+};
+
+template <class A>
+struct Scratch {
+  alignas(64) A x[kBlock], t[kBlock], w[kBlock], q[kBlock], g[kBlock], out[kBlock];
+
+  explicit Scratch(A upstream) {
+    std::fill(w, w + kBlock, upstream);
+    std::fill(q, q + kBlock, A(1));
+  }
+};
+
+// Calls body(begin, n, x, t, w, q) for the blocks of [begin, end); w includes the upstream gradient.
+template <class A, class Body>
+void for_each_block(const Inputs<A>& in, int64_t begin, int64_t end, Scratch<A>& scratch, A upstream, const Body& body) {
+  const auto& f = functions<A>();
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t n = std::min(kBlock, end - i);
+    const A* x = in.x.block(i, n, f.load, scratch.x);
+    const A* t = in.t.block(i, n, f.load, scratch.t);
+    const A* q = in.has_q ? in.q.block(i, n, f.load, scratch.q) : scratch.q;
+    const A* w = scratch.w;
+    if (in.has_w) {
+      w = in.w.block(i, n, f.load, scratch.w);
+      if (in.has_g) {
+        f.multiply(w, in.g.block(i, n, f.load, scratch.g), n, scratch.w), w = scratch.w;
+      } else if (upstream != A(1)) {
+        std::fill(scratch.g, scratch.g + n, upstream);
+        f.multiply(w, scratch.g, n, scratch.w), w = scratch.w;
+      }
+    } else if (in.has_g) {
+      w = in.g.block(i, n, f.load, scratch.g);
+    }
+    body(i, n, x, t, w, q);
+  }
+}
+
+template <class Body>
+void for_each_chunk(int64_t numel, const Body& body) {
+  const int64_t chunks = (numel + kChunk - 1) / kChunk;
+  if (chunks == 1) return body(0, 0, numel);
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) body(c, c * kChunk, std::min(numel, (c + 1) * kChunk));
+  });
+}
+
+template <class A>
+Inputs<A> inputs_of(const Layout& layout, const Call& call) {
+  Inputs<A> in;
+  int index = 1;  // after the leader
+  in.x = Operand(call.input, layout, index++);
+  in.t = Operand(call.target, layout, index++);
+  in.has_w = call.weight.has_value();
+  in.has_q = call.pos_weight.has_value();
+  if (in.has_w) in.w = Operand(*call.weight, layout, index++);
+  if (in.has_q) in.q = Operand(*call.pos_weight, layout, index++);
+  in.a = static_cast<A>(call.a), in.b = static_cast<A>(call.b), in.numel = layout.numel;
+  return in;
+}
+
+// Which gradients a pass writes.
+struct Outputs {
+  Tensor* input;
+  Tensor* target;
+};
+
+// A leader, whose memory order is followed, and the operands in the order that inputs_of expects.
+struct Operands {
+  std::array<const Tensor*, kMaxOperands> tensors;
+  int count = 0;
+
+  Operands(const Tensor& leader, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+           const OptionalTensor& pos_weight) {
+    for (const Tensor* tensor : {&leader, &input, &target}) add(*tensor);
+    if (weight) add(*weight);
+    if (pos_weight) add(*pos_weight);
+  }
+  void add(const Tensor& tensor) { tensors[count++] = &tensor; }
+  Layout layout() const { return joint_layout(tensors.data(), count); }
+};
+
+// torch refuses probabilities outside [0, 1]; a separate pass finds them before anything is computed.
+template <class A>
+void check_unit_interval(const Inputs<A>& in) {
+  const auto& f = functions<A>();
+  std::atomic<bool> input_ok{true}, target_ok{true};
+  for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
+    alignas(64) A scratch[kBlock];
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t n = std::min(kBlock, end - i);
+      if (!f.in_unit_interval(in.x.block(i, n, f.load, scratch), n)) input_ok = false;
+      if (!f.in_unit_interval(in.t.block(i, n, f.load, scratch), n)) target_ok = false;
+    }
+  });
+  STD_TORCH_CHECK(input_ok, "all elements of input should be between 0 and 1; apply a sigmoid, or use "
+                            "BCEWithLogitsLoss");
+  STD_TORCH_CHECK(target_ok, "all elements of target should be between 0 and 1");
+}
+
+template <class A>
+void store_scalar(double value, Tensor& out) {
+  const A wide = static_cast<A>(value);
+  functions<A>().store(dtype_of(out.scalar_type()), &wide, 1, 1, out.mutable_data_ptr());
+}
+
+template <class A>
+double sum_of(Formula formula, const Inputs<A>& in) {
+  const auto blocks = functions<A>().blocks_of(formula);
+  std::vector<double> partial(static_cast<size_t>((in.numel + kChunk - 1) / kChunk));
+  for_each_chunk(in.numel, [&](int64_t chunk, int64_t begin, int64_t end) {
+    Scratch<A> scratch(A(1));
+    double total = 0;
+    for_each_block<A>(in, begin, end, scratch, A(1), [&](int64_t, int64_t n, auto x, auto t, auto w, auto q) {
+      total += blocks.sum(x, t, w, q, in.a, in.b, n);
+    });
+    partial[static_cast<size_t>(chunk)] = total;
+  });
+  return std::accumulate(partial.begin(), partial.end(), 0.0);
+}
+
+template <class A>
+void values_of(Formula formula, const Inputs<A>& in, Tensor& out) {
+  const auto& f = functions<A>();
+  const auto blocks = f.blocks_of(formula);
+  const Dtype dtype = dtype_of(out.scalar_type());
+  char* data = static_cast<char*>(out.mutable_data_ptr());
+  for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
+    Scratch<A> scratch(A(1));
+    for_each_block<A>(in, begin, end, scratch, A(1), [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+      char* destination = data + i * element_size(dtype);
+      const bool direct = dtype == kAccumulate<A>;
+      blocks.values(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch.out);
+      if (!direct) f.store(dtype, scratch.out, 1, n, destination);
+    });
+  });
+}
+
+template <class A>
+void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Outputs& out) {
+  const auto& f = functions<A>();
+  const auto blocks = f.blocks_of(formula);
+  const auto write = [&](auto gradient, Tensor* to, int64_t i, int64_t n, auto x, auto t, auto w, auto q,
+                         A* scratch) {
+    const Dtype dtype = dtype_of(to->scalar_type());
+    char* destination = static_cast<char*>(to->mutable_data_ptr()) + i * element_size(dtype);
+    const bool direct = dtype == kAccumulate<A>;
+    gradient(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch);
+    if (!direct) f.store(dtype, scratch, 1, n, destination);
+  };
+  for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
+    Scratch<A> scratch(upstream);
+    for_each_block<A>(in, begin, end, scratch, upstream, [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+      if (out.input) write(blocks.input_gradient, out.input, i, n, x, t, w, q, scratch.out);
+      if (out.target) write(blocks.target_gradient, out.target, i, n, x, t, w, q, scratch.out);
+    });
+  });
+}
+
+template <class A>
+A scalar_of(const Tensor& tensor) {
+  A value;
+  functions<A>().load(dtype_of(tensor.scalar_type()), tensor.const_data_ptr(), 1, 1, &value);
+  return value;
+}
+
+// Fills the asked-for gradients, which share one memory order.
+template <class A>
+void backward_pass(const Call& call, const Tensor& grad_output, const Outputs& out) {
+  Operands operands(out.input ? *out.input : *out.target, call.input, call.target, call.weight, call.pos_weight);
+  const int upstream_index = operands.count;
+  const bool unreduced = call.reduction == Reduction::None;
+  if (unreduced) operands.add(grad_output);
+  const Layout layout = operands.layout();
+  Inputs<A> in = inputs_of<A>(layout, call);
+  if (unreduced) in.has_g = true, in.g = Operand(grad_output, layout, upstream_index);
+  A upstream = unreduced ? A(1) : scalar_of<A>(grad_output);
+  if (call.reduction == Reduction::Mean) upstream /= static_cast<A>(in.numel);
+  gradients_of(call.formula, in, upstream, out);
+}
+
+template <class A>
+Tensor forward(const Call& call, ScalarType out_dtype) {
+  const bool unreduced = call.reduction == Reduction::None;
+  Tensor out = unreduced ? empty_like(call.input, out_dtype) : empty_scalar(out_dtype, call.input);
+  const Layout layout =
+      Operands(unreduced ? out : call.input, call.input, call.target, call.weight, call.pos_weight).layout();
+  const Inputs<A> in = inputs_of<A>(layout, call);
+  if (call.formula == Formula::BCE) check_unit_interval(in);
+  if (unreduced) {
+    values_of(call.formula, in, out);
+    return out;
+  }
+  const double total = sum_of(call.formula, in);
+  store_scalar<A>(call.reduction == Reduction::Mean ? total / static_cast<double>(in.numel) : total, out);
+  return out;
+}
+
+Tensor pointwise_forward(const std::string& formula, const Tensor& input, const Tensor& target,
+                         const OptionalTensor& weight, const OptionalTensor& pos_weight, double a, double b,
+                         const std::string& reduction, ScalarType out_dtype) {
+  const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
+  return input.scalar_type() == ScalarType::Double ? forward<double>(call, out_dtype)
+                                                   : forward<float>(call, out_dtype);
+}
+
+std::tuple<Tensor, Tensor> pointwise_backward(const std::string& formula, const Tensor& grad_output,
+                                              const Tensor& input, const Tensor& target,
+                                              const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                              double a, double b, const std::string& reduction, bool input_grad,
+                                              bool target_grad) {
+  const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
+  check_grad_output(call, grad_output);
+  const ScalarType dtype = input.scalar_type();
+  Tensor input_out = input_grad ? empty_like(input, dtype) : empty_contiguous({0}, dtype, input);
+  Tensor target_out = target_grad ? empty_like(target, dtype) : empty_contiguous({0}, dtype, input);
+  const auto pass = dtype == ScalarType::Double ? backward_pass<double> : backward_pass<float>;
+  if (input.numel() == 0) return {input_out, target_out};
+  if (input_grad && target_grad && same_strides(input_out, target_out)) {
+    pass(call, grad_output, {&input_out, &target_out});
+  } else {
+    if (input_grad) pass(call, grad_output, {&input_out, nullptr});
+    if (target_grad) pass(call, grad_output, {nullptr, &target_out});
+  }
+  return {input_out, target_out};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, m) {
+  m.impl("pointwise_forward", TORCH_BOX(&pointwise_forward));
+  m.impl("pointwise_backward", TORCH_BOX(&pointwise_backward));
+}
+
+}  // namespace fused_losses

@@ -1,0 +1,168 @@
+// Classes that are not adjacent in memory, or few: lanes run over pixels, a tile of all classes stays in cache.
+#pragma once
+#include "softmax.h"
+
+namespace fused_losses {
+
+template <class A>
+class Pixels {
+  using Problem = SoftmaxProblem<A>;
+
+ public:
+  explicit Pixels(const Problem& problem) : p_(problem), f_(problem.f) {
+    // About 128 KiB of logits: a share of the second-level cache.
+    const int64_t fitting = 131072 / static_cast<int64_t>(sizeof(A)) / std::max<int64_t>(p_.view.classes, 1);
+    width_ = std::clamp<int64_t>(fitting / 16 * 16, 16, 512);
+    tiles_ = (p_.view.pixels + width_ - 1) / width_;
+  }
+  int64_t tasks() const { return p_.rows == 0 ? 0 : p_.view.outer_count * tiles_; }
+
+  void forward(LossSink<A>& sink, A* maximum, A* log_sum) const {
+    for_each_tile([&](int64_t task, const Tile& tile, Scratch& s) {
+      load_logits(tile, s);
+      sums_of(tile, s);
+      for (int64_t i = 0; i < tile.n; ++i) {
+        const int64_t row = tile.row + i;
+        const bool ignored = p_.is_ignored(row);
+        maximum[row] = ignored ? A(0) : s.maximum[i];
+        log_sum[row] = ignored ? A(0) : s.log_sum[i];
+        const A z = p_.labels && !ignored ? s.z[static_cast<size_t>(p_.labels[row] * width_ + i)] : A(0);
+        sink.add(task, row, ignored ? 0.0 : p_.row_loss(row, maximum[row], log_sum[row], z, s.gap[i], s.weight[i]));
+      }
+    });
+  }
+
+  void backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+    for_each_tile([&](int64_t, const Tile& tile, Scratch& s) {
+      load_logits(tile, s);
+      if (p_.probabilities) load_target(tile, s);
+      const PixelRows<A> rows = gradient_factors(tile, upstream, s);
+      for (int64_t c = 0; c < p_.view.classes; ++c) {
+        const A* z = s.z.data() + c * width_;
+        const A w = p_.probabilities ? weight_of_class(c) : p_.share_of_class.empty() ? A(0) : p_.share_of_class[c];
+        f_.pixel_gradient(z, rows, w, target_of(c, s), static_cast<int32_t>(c), tile.n, s.out);
+        if (p_.transforms) f_.chain(z, tile.n, p_.softcap, p_.temperature, s.out);
+        store(out, gradient_tensor, tile, c, s.out);
+      }
+    });
+  }
+
+  void target_backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+    for_each_tile([&](int64_t, const Tile& tile, Scratch& s) {
+      load_logits(tile, s);
+      for (int64_t i = 0; i < tile.n; ++i) {
+        s.k[i] = static_cast<A>(upstream(tile.row + i) * (1.0 - p_.call.label_smoothing));
+      }
+      const PixelRows<A> rows{upstream.maximum + tile.row, upstream.log_sum + tile.row, nullptr, nullptr, s.k, nullptr};
+      for (int64_t c = 0; c < p_.view.classes; ++c) {
+        f_.pixel_target_gradient(s.z.data() + c * width_, rows, weight_of_class(c), tile.n, s.out);
+        store(out, gradient_tensor, tile, c, s.out);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kWidest = 512;
+  struct Tile {
+    int64_t outer, pixel, row, n;
+  };
+  struct Scratch {
+    std::vector<A> z, target;
+    alignas(64) A maximum[kWidest], log_sum[kWidest], gap[kWidest], weight[kWidest], part[kWidest];
+    alignas(64) A a[kWidest], b[kWidest], k[kWidest], out[kWidest];
+    alignas(64) int32_t label[kWidest];
+  };
+
+  A weight_of_class(int64_t c) const { return p_.class_weight ? p_.class_weight[c] : A(1); }
+
+  const A* target_of(int64_t c, const Scratch& s) const {
+    return p_.probabilities ? s.target.data() + c * width_ : p_.ones.data();
+  }
+
+  template <class Body>
+  void for_each_tile(const Body& body) const {
+    for_each_task(tasks(), [&](int64_t task) {
+      thread_local Scratch scratch;
+      scratch.z.resize(static_cast<size_t>(p_.view.classes * width_));
+      Tile tile{task / tiles_, task % tiles_ * width_, 0, 0};
+      tile.row = tile.outer * p_.view.pixels + tile.pixel;
+      tile.n = std::min(width_, p_.view.pixels - tile.pixel);
+      body(task, tile, scratch);
+    });
+  }
+
+  int64_t at(int tensor, const Tile& tile, int64_t c) const {
+    const auto& strides = p_.view.of[tensor];
+    return p_.view.offset(tensor, tile.outer) + tile.pixel * strides.pixels + c * strides.classes;
+  }
+
+  void load_logits(const Tile& tile, Scratch& s) const {
+    for (int64_t c = 0; c < p_.view.classes; ++c) {
+      A* z = s.z.data() + c * width_;
+      f_.load(p_.dtype, p_.logits_at(at(0, tile, c)), p_.view.of[0].pixels, tile.n, z);
+      if (p_.transforms) f_.transform(z, tile.n, p_.softcap, p_.temperature, z);
+    }
+  }
+
+  // Smoothed probabilities, without class weights.
+  void load_target(const Tile& tile, Scratch& s) const {
+    s.target.resize(s.z.size());
+    for (int64_t c = 0; c < p_.view.classes; ++c) {
+      A* t = s.target.data() + c * width_;
+      f_.load(p_.dtype, p_.probabilities_at(at(1, tile, c)), p_.view.of[1].pixels, tile.n, t);
+      f_.affine(t, tile.n, A(1) - p_.smoothing, p_.share, t);
+    }
+  }
+
+  void sums_of(const Tile& tile, Scratch& s) const {
+    std::fill(s.maximum, s.maximum + tile.n, -std::numeric_limits<A>::infinity());
+    std::fill(s.log_sum, s.log_sum + tile.n, A(0));
+    std::fill(s.gap, s.gap + tile.n, A(0));
+    std::fill(s.weight, s.weight + tile.n, A(0));
+    for (int64_t c = 0; c < p_.view.classes; ++c) f_.pixel_max(s.z.data() + c * width_, tile.n, s.maximum);
+    // Sums of 32 classes are added up apart: thousands of terms one by one would round too often.
+    for (int64_t c = 0; c < p_.view.classes; c += 32) {
+      std::fill(s.part, s.part + tile.n, A(0));
+      for (int64_t i = c; i < std::min(c + 32, p_.view.classes); ++i) {
+        f_.pixel_sum_exp(s.z.data() + i * width_, s.maximum, tile.n, s.part);
+      }
+      for (int64_t i = 0; i < tile.n; ++i) s.log_sum[i] += s.part[i];
+    }
+    f_.pixel_log(s.log_sum, tile.n, s.log_sum);
+    if (p_.probabilities) load_target(tile, s);
+    if (!p_.probabilities && p_.share_of_class.empty()) return;
+    for (int64_t c = 0; c < p_.view.classes; ++c) {
+      f_.pixel_gap(s.z.data() + c * width_, s.maximum, weight_of_class(c), target_of(c, s), tile.n, s.gap, s.weight);
+    }
+  }
+
+  PixelRows<A> gradient_factors(const Tile& tile, const Upstream<A>& upstream, Scratch& s) const {
+    std::fill(s.weight, s.weight + tile.n, A(0));
+    for (int64_t c = 0; p_.probabilities && c < p_.view.classes; ++c) {
+      const A *t = target_of(c, s), w = weight_of_class(c);
+      for (int64_t i = 0; i < tile.n; ++i) s.weight[i] += w * t[i];
+    }
+    for (int64_t i = 0; i < tile.n; ++i) {
+      const int64_t row = tile.row + i;
+      const bool ignored = p_.is_ignored(row);
+      const double k = ignored ? 0.0 : upstream(row);
+      s.label[i] = ignored ? kIgnored : p_.labels ? static_cast<int32_t>(p_.labels[row]) : kNoLabel;
+      s.k[i] = static_cast<A>(k);
+      s.b[i] = p_.labels && !ignored ? static_cast<A>(k * p_.label_factor(row)) : A(0);
+      s.a[i] = ignored ? A(0)
+                       : static_cast<A>(k * p_.softmax_factor(row, upstream.maximum[row], upstream.log_sum[row],
+                                                              static_cast<double>(s.weight[i])));
+    }
+    return {upstream.maximum + tile.row, upstream.log_sum + tile.row, s.a, s.b, s.k, s.label};
+  }
+
+  void store(char* out, int tensor, const Tile& tile, int64_t c, const A* values) const {
+    f_.store(p_.dtype, values, p_.view.of[tensor].pixels, tile.n, out + at(tensor, tile, c) * element_size(p_.dtype));
+  }
+
+  const Problem& p_;
+  const SoftmaxFunctions<A>& f_;
+  int64_t width_, tiles_;
+};
+
+}  // namespace fused_losses

@@ -1,0 +1,173 @@
+// Rows whose classes are adjacent in memory: blocks of a row stay in the first-level cache.
+#pragma once
+#include "softmax.h"
+
+namespace fused_losses {
+
+template <class A>
+class Rows {
+  using Problem = SoftmaxProblem<A>;
+  static constexpr int64_t kBlock = Problem::kBlock;
+
+ public:
+  explicit Rows(const Problem& problem) : p_(problem), f_(problem.f) {
+    per_task_ = std::max<int64_t>(1, 65536 / std::max<int64_t>(p_.view.classes, 1));
+    tasks_ = (p_.rows + per_task_ - 1) / per_task_;
+  }
+  int64_t tasks() const { return tasks_; }
+
+  void forward(LossSink<A>& sink, A* maximum, A* log_sum) const {
+    for_each_row([&](int64_t task, int64_t row, Scratch& scratch) {
+      maximum[row] = log_sum[row] = A(0);
+      if (p_.is_ignored(row)) return sink.add(task, row, 0.0);
+      const Sums sums = sums_of(row, scratch);
+      maximum[row] = sums.maximum;
+      log_sum[row] = static_cast<A>(std::log(sums.sum_exp));
+      const A z = p_.labels ? p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes) : A(0);
+      sink.add(task, row, p_.row_loss(row, maximum[row], log_sum[row], z, sums.gap, sums.weight));
+    });
+  }
+
+  void backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+    for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
+      char* destination = out + at(gradient_tensor, row) * element_size(p_.dtype);
+      if (p_.is_ignored(row)) {
+        std::memset(destination, 0, static_cast<size_t>(p_.view.classes * element_size(p_.dtype)));
+      } else {
+        gradient_of(row, upstream, destination, scratch);
+      }
+    });
+  }
+
+  void target_backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+    for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
+      char* destination = out + at(gradient_tensor, row) * element_size(p_.dtype);
+      const A k = static_cast<A>(upstream(row) * (1.0 - p_.call.label_smoothing));
+      for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+        A* gradient = direct() ? reinterpret_cast<A*>(destination) + c : scratch.out;
+        const A* w = p_.class_weight ? p_.class_weight + c : p_.ones.data();
+        f_.row_target_gradient(z, upstream.maximum[row], upstream.log_sum[row], k, w, n, gradient);
+        if (!direct()) f_.store(p_.dtype, gradient, 1, n, destination + c * element_size(p_.dtype));
+      });
+    });
+  }
+
+ private:
+  struct Scratch {
+    alignas(64) A z[kBlock], r[kBlock], out[kBlock];
+  };
+  struct Sums {
+    A maximum = -std::numeric_limits<A>::infinity();
+    double sum_exp = 0, gap = 0, weight = 0;
+  };
+
+  bool direct() const { return p_.dtype == kAccumulate<A>; }
+
+  int64_t at(int tensor, int64_t row) const {
+    return p_.view.offset(tensor, row / p_.view.pixels) + row % p_.view.pixels * p_.view.of[tensor].pixels;
+  }
+
+  template <class Body>
+  void for_each_row(const Body& body) const {
+    for_each_task(tasks_, [&](int64_t task) {
+      thread_local Scratch scratch;
+      const int64_t end = std::min(p_.rows, (task + 1) * per_task_);
+      for (int64_t row = task * per_task_; row < end; ++row) body(task, row, scratch);
+    });
+  }
+
+  // Calls body(first class, count, transformed logits).
+  template <class Body>
+  void for_each_block(int64_t row, Scratch& scratch, const Body& body) const {
+    const char* source = p_.logits_at(at(0, row));
+    for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
+      const int64_t n = std::min(kBlock, p_.view.classes - c);
+      const char* block = source + c * element_size(p_.dtype);
+      const A* z = scratch.z;
+      if (direct()) {
+        z = reinterpret_cast<const A*>(block);
+      } else {
+        f_.load(p_.dtype, block, 1, n, scratch.z);
+      }
+      if (p_.transforms) f_.transform(z, n, p_.softcap, p_.temperature, scratch.z), z = scratch.z;
+      body(c, n, z);
+    }
+  }
+
+  // The factors of (log-sum-exp - z) of a block: smoothed probabilities times class weights.
+  void target_factors(int64_t row, int64_t c, int64_t n, A* out) const {
+    f_.load(p_.dtype, p_.probabilities_at(at(1, row) + c), 1, n, out);
+    f_.affine(out, n, A(1) - p_.smoothing, p_.share, out);
+    if (p_.class_weight) f_.multiply(out, p_.class_weight + c, n, out);
+  }
+
+  // One read: sums are rescaled whenever a block has a larger maximum.
+  Sums sums_of(int64_t row, Scratch& scratch) const {
+    const A lowest = -std::numeric_limits<A>::infinity();
+    const bool smooths = p_.labels && p_.smoothing > A(0);
+    Sums s;
+    for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+      const A maximum = f_.row_max(z, n);
+      if (maximum > s.maximum) {
+        const auto step = static_cast<double>(maximum) - static_cast<double>(s.maximum);
+        s.sum_exp *= s.maximum == lowest ? 0.0 : std::exp(-step);
+        if (s.weight != 0) s.gap += step * s.weight;
+        s.maximum = maximum;
+      }
+      // A block of nothing but -inf adds exp(-inf) = 0, a NaN adds NaN.
+      const A reference = s.maximum == lowest ? A(0) : s.maximum;
+      s.sum_exp += f_.row_sum_exp(z, reference, n);
+      if (smooths) {
+        const A* w = p_.class_weight ? p_.class_weight + c : p_.ones.data();
+        s.gap += f_.row_gap(z, w, s.maximum, n);
+        s.weight += p_.class_weight ? f_.row_sum(w, n) : static_cast<double>(n);
+      } else if (p_.probabilities) {
+        target_factors(row, c, n, scratch.r);
+        s.gap += f_.row_gap(z, scratch.r, s.maximum, n);
+        s.weight += f_.row_sum(scratch.r, n);
+      }
+    });
+    if (s.maximum == lowest) s.sum_exp = std::numeric_limits<double>::quiet_NaN();
+    return s;
+  }
+
+  double target_weight(int64_t row, Scratch& scratch) const {
+    double weight = 0;
+    for (int64_t c = 0; p_.probabilities && c < p_.view.classes; c += kBlock) {
+      const int64_t n = std::min(kBlock, p_.view.classes - c);
+      target_factors(row, c, n, scratch.r);
+      weight += f_.row_sum(scratch.r, n);
+    }
+    return weight;
+  }
+
+  void gradient_of(int64_t row, const Upstream<A>& upstream, char* destination, Scratch& scratch) const {
+    const A maximum = upstream.maximum[row], log_sum = upstream.log_sum[row];
+    const double k = upstream(row);
+    const double factor = p_.softmax_factor(row, maximum, log_sum, target_weight(row, scratch));
+    const A a = static_cast<A>(k * factor), scale = static_cast<A>(k);
+    for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+      char* to = destination + c * element_size(p_.dtype);
+      A* gradient = direct() && !p_.transforms ? reinterpret_cast<A*>(to) : scratch.out;
+      if (p_.probabilities) {
+        target_factors(row, c, n, scratch.r);
+        f_.row_gradient_minus(z, maximum, log_sum, a, scale, scratch.r, n, gradient);
+      } else if (!p_.share_of_class.empty()) {
+        f_.row_gradient_minus(z, maximum, log_sum, a, scale, p_.share_of_class.data() + c, n, gradient);
+      } else {
+        f_.row_gradient(z, maximum, log_sum, a, n, gradient);
+      }
+      if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n) {
+        gradient[p_.labels[row] - c] -= static_cast<A>(k * p_.label_factor(row));
+      }
+      if (p_.transforms) f_.chain(z, n, p_.softcap, p_.temperature, gradient);
+      if (gradient == scratch.out) f_.store(p_.dtype, gradient, 1, n, to);
+    });
+  }
+
+  const Problem& p_;
+  const SoftmaxFunctions<A>& f_;
+  int64_t per_task_, tasks_;
+};
+
+}  // namespace fused_losses

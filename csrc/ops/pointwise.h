@@ -1,0 +1,53 @@
+// Arguments of the pointwise operators, and the checks that keep a direct call inside its memory.
+#pragma once
+#include "../common/tensor.h"
+#include "../formulas/pointwise_names.h"
+
+namespace fused_losses {
+
+struct Call {
+  Formula formula;
+  const Tensor& input;
+  const Tensor& target;
+  const OptionalTensor& weight;
+  const OptionalTensor& pos_weight;
+  double a, b;
+  Reduction reduction;
+};
+
+inline Formula formula_of(const std::string& name) {
+#define FL_COMPARE(F, text) \
+  if (name == text) return Formula::F;
+  FL_POINTWISE_FORMULAS(FL_COMPARE)
+#undef FL_COMPARE
+  STD_TORCH_CHECK(false, "there is no pointwise formula ", name);
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const Tensor& input) {
+  STD_TORCH_CHECK(same_shape(tensor, input), name, " must have the input's shape");
+  STD_TORCH_CHECK(tensor.device() == input.device(), name, " must be on the input's device");
+  STD_TORCH_CHECK(is_supported(tensor.scalar_type()), name, " must be float64, float32, bfloat16 or float16");
+}
+
+inline Call checked_call(const std::string& formula, const Tensor& input, const Tensor& target,
+                         const OptionalTensor& weight, const OptionalTensor& pos_weight, double a, double b,
+                         const std::string& reduction) {
+  STD_TORCH_CHECK(is_supported(input.scalar_type()), "input must be float64, float32, bfloat16 or float16");
+  check_like("target", target, input);
+  STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(), "target must have the input's dtype");
+  if (weight) check_like("weight", *weight, input);
+  if (pos_weight) check_like("pos_weight", *pos_weight, input);
+  return {formula_of(formula), input, target, weight, pos_weight, a, b, reduction_of(reduction)};
+}
+
+inline void check_grad_output(const Call& call, const Tensor& grad_output) {
+  if (call.reduction == Reduction::None) {
+    check_like("grad_output", grad_output, call.input);
+  } else {
+    STD_TORCH_CHECK(grad_output.numel() == 1 && is_supported(grad_output.scalar_type()),
+                    "grad_output of a reduced loss must be one floating number");
+    STD_TORCH_CHECK(grad_output.device() == call.input.device(), "grad_output must be on the input's device");
+  }
+}
+
+}  // namespace fused_losses

@@ -10,6 +10,7 @@ FL_INLINE float exp_(float x) { return expf(x); }
 FL_INLINE float log_(float x) { return logf(x); }
 FL_INLINE float log1p_(float x) { return log1pf(x); }
 FL_INLINE float log1p_unit(float x) { return log1pf(x); }
+FL_INLINE float expm1_(float x) { return expm1f(x); }
 FL_INLINE float tanh_(float x) { return tanhf(x); }
 FL_INLINE float abs_(float x) { return fabsf(x); }
 FL_INLINE float sqrt_(float x) { return sqrtf(x); }
@@ -17,6 +18,7 @@ FL_INLINE double exp_(double x) { return exp(x); }
 FL_INLINE double log_(double x) { return log(x); }
 FL_INLINE double log1p_(double x) { return log1p(x); }
 FL_INLINE double log1p_unit(double x) { return log1p(x); }
+FL_INLINE double expm1_(double x) { return expm1(x); }
 FL_INLINE double tanh_(double x) { return tanh(x); }
 FL_INLINE double abs_(double x) { return fabs(x); }
 FL_INLINE double sqrt_(double x) { return sqrt(x); }
@@ -55,6 +57,19 @@ FL_INLINE float exp_(float x) {
   p = p * (r * r) + r + 1.f;
   const int32_t half = n >> 1;
   return p * power_of_two(half) * power_of_two(n - half);
+}
+
+// A series where exp(x) - 1 would cancel.
+FL_INLINE float expm1_(float x) {
+  float p = 1.f / 40320.f;
+  p = p * x + 1.f / 5040.f;
+  p = p * x + 1.f / 720.f;
+  p = p * x + 1.f / 120.f;
+  p = p * x + 1.f / 24.f;
+  p = p * x + 1.f / 6.f;
+  p = p * x + 0.5f;
+  const float near = p * x * x + x;
+  return __builtin_fabsf(x) < 0.5f ? near : exp_(x) - 1.f;
 }
 
 // Mantissa in [sqrt(1/2), sqrt(2)), polynomial in mantissa - 1. Zero gives -inf, negatives NaN.
@@ -127,6 +142,7 @@ FL_INLINE double exp_(double x) { return std::exp(x); }
 FL_INLINE double log_(double x) { return std::log(x); }
 FL_INLINE double log1p_(double x) { return std::log1p(x); }
 FL_INLINE double log1p_unit(double x) { return std::log1p(x); }
+FL_INLINE double expm1_(double x) { return std::expm1(x); }
 FL_INLINE double tanh_(double x) { return std::tanh(x); }
 FL_INLINE double abs_(double x) { return __builtin_fabs(x); }
 FL_INLINE double sqrt_(double x) { return __builtin_sqrt(x); }

@@ -38,9 +38,10 @@ struct SoftmaxFunctions {
   void (*row_gradient_minus)(const A* z, A maximum, A log_sum, A a, A k, const A* r, int64_t n, A* out);
   void (*row_target_gradient)(const A* z, A maximum, A log_sum, A k, const A* w, int64_t n, A* out);
   void (*pixel_max)(const A* z, int64_t n, A* maximum);
-  void (*pixel_sum_exp)(const A* z, const A* maximum, int64_t n, A* sum);
+  void (*pixel_sum_exp)(const A* z, const A* maximum, int64_t n, A* top, A* rest);
   void (*pixel_gap)(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap, A* weight);
-  void (*pixel_log)(const A* sum, int64_t n, A* log_sum);
+  void (*pixel_log)(const A* top, const A* rest, int64_t n, A* log_sum);
+  void (*pixel_label_gradient)(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label);
   void (*pixel_gradient)(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n,
                          A* out);
   void (*pixel_target_gradient)(const A* z, const PixelRows<A>& rows, A w, int64_t n, A* out);
@@ -129,18 +130,14 @@ struct SoftmaxProblem {
     return loss * static_cast<double>(weight_of_row(row));
   }
 
-  // The factor of softmax(z) in a row's gradient, for an upstream gradient of 1 and probabilities of a weight.
-  double softmax_factor(int64_t row, A maximum, A log_sum, double weight) const {
-    double factor = weight;
-    if (labels) {
-      factor = (1.0 - call.label_smoothing) * static_cast<double>(weight_of(labels[row])) +
-               static_cast<double>(share) * weight_total;
-    }
+  // The factor of softmax(z) in a row's gradient, for an upstream gradient of 1, without that of its label;
+  // weight is that of its probabilities.
+  double excess_factor(A maximum, A log_sum, double weight) const {
     const double log_sum_exp = static_cast<double>(maximum) + static_cast<double>(log_sum);
-    return factor + 2.0 * call.z_loss * log_sum_exp;
+    return (labels ? static_cast<double>(share) * weight_total : weight) + 2.0 * call.z_loss * log_sum_exp;
   }
   double label_factor(int64_t row) const {
-    return (1.0 - call.label_smoothing) * static_cast<double>(weight_of(labels[row]));
+    return labels ? (1.0 - call.label_smoothing) * static_cast<double>(weight_of(labels[row])) : 0.0;
   }
 };
 

@@ -52,15 +52,15 @@ A row_max(const A* z, int64_t n) {
 
 template <class A>
 double row_sum_exp(const A* z, A maximum, int64_t n) {
-  A lanes[kLanes] = {};
+  ExpSum<A> lanes[kLanes];
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += exp_(z[i + j] - maximum);
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j].add(z[i + j], maximum);
   }
-  double total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-  for (; i < n; ++i) total += exp_(z[i] - maximum);
-  return total;
+  for (int64_t j = 0; i < n; ++i, ++j) lanes[j].add(z[i], maximum);
+  double top = 0, rest = 0;
+  for (int64_t j = 0; j < kLanes; ++j) top += lanes[j].top, rest += lanes[j].rest;
+  return top + rest;
 }
 
 // sum of w * (maximum - z)
@@ -117,8 +117,12 @@ void pixel_max(const A* z, int64_t n, A* maximum) {
 }
 
 template <class A>
-void pixel_sum_exp(const A* z, const A* maximum, int64_t n, A* sum) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += exp_(z[i] - maximum[i]);
+void pixel_sum_exp(const A* z, const A* maximum, int64_t n, A* top, A* rest) {
+  for (int64_t i = 0; i < n; ++i) {
+    ExpSum<A> sum{top[i], rest[i]};
+    sum.add(z[i], maximum[i]);
+    top[i] = sum.top, rest[i] = sum.rest;
+  }
 }
 
 // gap += w * r * (maximum - z), weight += w * r
@@ -131,18 +135,24 @@ void pixel_gap(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap,
 }
 
 template <class A>
-void pixel_log(const A* sum, int64_t n, A* log_sum) {
-  for (int64_t i = 0; i < n; ++i) log_sum[i] = log_(sum[i]);
+void pixel_log(const A* top, const A* rest, int64_t n, A* log_sum) {
+  for (int64_t i = 0; i < n; ++i) log_sum[i] = ExpSum<A>{top[i], rest[i]}.log();
 }
 
-// a * softmax(z) - k * w * r, and b less where this class is the label. An ignored row's gradient is 0 even
+template <class A>
+void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label) {
+  for (int64_t i = 0; i < n; ++i) {
+    label[i] = RowStats<A>{maximum[i], log_sum[i]}.label_gradient(z[i], excess[i], label[i]);
+  }
+}
+
+// a * softmax(z), or b where this class is the label, minus k * w * r. An ignored row's gradient is 0 even
 // where its logits are not finite.
 template <class A>
 void pixel_gradient(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n, A* out) {
   for (int64_t i = 0; i < n; ++i) {
-    const A p = exp_((z[i] - rows.maximum[i]) - rows.log_sum[i]);
-    const A label = rows.label[i] == this_class ? rows.b[i] : A(0);
-    const A gradient = rows.a[i] * p - label - rows.k[i] * w * r[i];
+    const A p = RowStats<A>{rows.maximum[i], rows.log_sum[i]}.probability(z[i]);
+    const A gradient = (rows.label[i] == this_class ? rows.b[i] : rows.a[i] * p) - rows.k[i] * w * r[i];
     out[i] = rows.label[i] == kIgnored ? A(0) : gradient;
   }
 }
@@ -157,7 +167,7 @@ constexpr SoftmaxFunctions<A> softmax_functions() {
   return {load<A>,       store<A>,           transform<A>,          chain<A>,     affine<A>,
           scale_by<A>,   row_max<A>,         row_sum_exp<A>,        row_gap<A>,   row_sum<A>,
           row_gradient<A>, row_gradient_minus<A>, row_target_gradient<A>, pixel_max<A>, pixel_sum_exp<A>,
-          pixel_gap<A>,  pixel_log<A>,       pixel_gradient<A>,     pixel_target_gradient<A>};
+          pixel_gap<A>,  pixel_log<A>, pixel_label_gradient<A>, pixel_gradient<A>,     pixel_target_gradient<A>};
 }
 
 }  // namespace

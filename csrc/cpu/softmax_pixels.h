@@ -68,8 +68,10 @@ class Pixels {
   };
   struct Scratch {
     std::vector<A> z, target;
-    alignas(64) A maximum[kWidest], log_sum[kWidest], gap[kWidest], weight[kWidest], part[kWidest];
+    alignas(64) A maximum[kWidest], log_sum[kWidest], gap[kWidest], weight[kWidest];
+    alignas(64) A top[kWidest], rest[kWidest], part[kWidest];
     alignas(64) A a[kWidest], b[kWidest], k[kWidest], out[kWidest];
+    alignas(64) A excess[kWidest], label_z[kWidest];
     alignas(64) int32_t label[kWidest];
   };
 
@@ -116,7 +118,8 @@ class Pixels {
 
   void sums_of(const Tile& tile, Scratch& s) const {
     std::fill(s.maximum, s.maximum + tile.n, -std::numeric_limits<A>::infinity());
-    std::fill(s.log_sum, s.log_sum + tile.n, A(0));
+    std::fill(s.top, s.top + tile.n, A(0));
+    std::fill(s.rest, s.rest + tile.n, A(0));
     std::fill(s.gap, s.gap + tile.n, A(0));
     std::fill(s.weight, s.weight + tile.n, A(0));
     for (int64_t c = 0; c < p_.view.classes; ++c) f_.pixel_max(s.z.data() + c * width_, tile.n, s.maximum);
@@ -124,11 +127,11 @@ class Pixels {
     for (int64_t c = 0; c < p_.view.classes; c += 32) {
       std::fill(s.part, s.part + tile.n, A(0));
       for (int64_t i = c; i < std::min(c + 32, p_.view.classes); ++i) {
-        f_.pixel_sum_exp(s.z.data() + i * width_, s.maximum, tile.n, s.part);
+        f_.pixel_sum_exp(s.z.data() + i * width_, s.maximum, tile.n, s.top, s.part);
       }
-      for (int64_t i = 0; i < tile.n; ++i) s.log_sum[i] += s.part[i];
+      for (int64_t i = 0; i < tile.n; ++i) s.rest[i] += s.part[i];
     }
-    f_.pixel_log(s.log_sum, tile.n, s.log_sum);
+    f_.pixel_log(s.top, s.rest, tile.n, s.log_sum);
     if (p_.probabilities) load_target(tile, s);
     if (!p_.probabilities && p_.share_of_class.empty()) return;
     for (int64_t c = 0; c < p_.view.classes; ++c) {
@@ -142,18 +145,20 @@ class Pixels {
       const A *t = target_of(c, s), w = weight_of_class(c);
       for (int64_t i = 0; i < tile.n; ++i) s.weight[i] += w * t[i];
     }
+    const A *maximum = upstream.maximum + tile.row, *log_sum = upstream.log_sum + tile.row;
     for (int64_t i = 0; i < tile.n; ++i) {
       const int64_t row = tile.row + i;
       const bool ignored = p_.is_ignored(row);
       const double k = ignored ? 0.0 : upstream(row);
+      const double label = ignored ? 0.0 : k * p_.label_factor(row);
+      const double excess = k * p_.excess_factor(maximum[i], log_sum[i], static_cast<double>(s.weight[i]));
       s.label[i] = ignored ? kIgnored : p_.labels ? static_cast<int32_t>(p_.labels[row]) : kNoLabel;
-      s.k[i] = static_cast<A>(k);
-      s.b[i] = p_.labels && !ignored ? static_cast<A>(k * p_.label_factor(row)) : A(0);
-      s.a[i] = ignored ? A(0)
-                       : static_cast<A>(k * p_.softmax_factor(row, upstream.maximum[row], upstream.log_sum[row],
-                                                              static_cast<double>(s.weight[i])));
+      s.k[i] = static_cast<A>(k), s.a[i] = static_cast<A>(excess + label);
+      s.b[i] = static_cast<A>(label), s.excess[i] = static_cast<A>(excess);
+      s.label_z[i] = s.label[i] >= 0 ? s.z[static_cast<size_t>(s.label[i] * width_ + i)] : A(0);
     }
-    return {upstream.maximum + tile.row, upstream.log_sum + tile.row, s.a, s.b, s.k, s.label};
+    if (p_.labels) f_.pixel_label_gradient(s.label_z, maximum, log_sum, s.excess, tile.n, s.b);
+    return {maximum, log_sum, s.a, s.b, s.k, s.label};
   }
 
   void store(char* out, int tensor, const Tile& tile, int64_t c, const A* values) const {

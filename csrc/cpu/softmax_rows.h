@@ -141,11 +141,21 @@ class Rows {
     return weight;
   }
 
+  A label_gradient(int64_t row, A maximum, A log_sum, double k, double excess, double label) const {
+    if (!p_.labels) return A(0);
+    const auto z = static_cast<double>(p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes));
+    const double log_probability = (z - static_cast<double>(maximum)) - static_cast<double>(log_sum);
+    const double share = p_.share_of_class.empty() ? 0.0 : static_cast<double>(p_.share_of_class[p_.labels[row]]);
+    return static_cast<A>(excess * std::exp(log_probability) + label * std::expm1(log_probability) - k * share);
+  }
+
   void gradient_of(int64_t row, const Upstream<A>& upstream, char* destination, Scratch& scratch) const {
     const A maximum = upstream.maximum[row], log_sum = upstream.log_sum[row];
     const double k = upstream(row);
-    const double factor = p_.softmax_factor(row, maximum, log_sum, target_weight(row, scratch));
-    const A a = static_cast<A>(k * factor), scale = static_cast<A>(k);
+    const double excess = k * p_.excess_factor(maximum, log_sum, target_weight(row, scratch));
+    const double label = k * p_.label_factor(row);
+    const A a = static_cast<A>(excess + label), scale = static_cast<A>(k);
+    const A of_label = label_gradient(row, maximum, log_sum, k, excess, label);
     for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
       char* to = destination + c * element_size(p_.dtype);
       A* gradient = direct() && !p_.transforms ? reinterpret_cast<A*>(to) : scratch.out;
@@ -157,9 +167,7 @@ class Rows {
       } else {
         f_.row_gradient(z, maximum, log_sum, a, n, gradient);
       }
-      if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n) {
-        gradient[p_.labels[row] - c] -= static_cast<A>(k * p_.label_factor(row));
-      }
+      if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = of_label;
       if (p_.transforms) f_.chain(z, n, p_.softcap, p_.temperature, gradient);
       if (gradient == scratch.out) f_.store(p_.dtype, gradient, 1, n, to);
     });

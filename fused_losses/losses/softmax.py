@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -297,9 +298,10 @@ def _forward(backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
         return forward(*arguments)
     except RuntimeError as error:
         # The stable ABI can only raise RuntimeError; torch raises IndexError for this.
-        if "is out of bounds" not in str(error):
+        label = re.search(r"Target -?\d+ is out of bounds for \d+ classes", str(error))
+        if label is None:
             raise
-        raise IndexError(str(error).splitlines()[0]) from None
+        raise IndexError(f"{label[0]}; class indices are 0 to classes - 1, or ignore_index") from None
 
 
 def _check_inplace(input: Tensor) -> None:

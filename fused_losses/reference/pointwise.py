@@ -69,9 +69,9 @@ def huber(
 
 def log_cosh(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """log cosh d = |d| + log(1 + exp(-2 |d|)) - log 2, with d = x - t"""
-    # x + softplus(-2x) - log 2 is even in x; without |x| the gradient at 0 is exactly 0.
+    # logsigmoid, for softplus gives up its small terms early; without |d| the gradient at 0 is exactly 0.
     difference = input - target
-    return reduce(difference + F.softplus(-2.0 * difference) - math.log(2.0), weight, reduction)
+    return reduce(difference - F.logsigmoid(2.0 * difference) - math.log(2.0), weight, reduction)
 
 
 def charbonnier(

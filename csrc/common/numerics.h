@@ -7,6 +7,7 @@
 #define FL_INLINE __device__ __forceinline__
 
 FL_INLINE float exp_(float x) { return expf(x); }
+FL_INLINE float exp_nonpositive(float x) { return expf(x); }
 FL_INLINE float log_(float x) { return logf(x); }
 FL_INLINE float log1p_(float x) { return log1pf(x); }
 FL_INLINE float log1p_unit(float x) { return log1pf(x); }
@@ -15,6 +16,7 @@ FL_INLINE float tanh_(float x) { return tanhf(x); }
 FL_INLINE float abs_(float x) { return fabsf(x); }
 FL_INLINE float sqrt_(float x) { return sqrtf(x); }
 FL_INLINE double exp_(double x) { return exp(x); }
+FL_INLINE double exp_nonpositive(double x) { return exp(x); }
 FL_INLINE double log_(double x) { return log(x); }
 FL_INLINE double log1p_(double x) { return log1p(x); }
 FL_INLINE double log1p_unit(double x) { return log1p(x); }
@@ -26,6 +28,8 @@ FL_INLINE double sqrt_(double x) { return sqrt(x); }
 #else
 
 #define FL_INLINE inline __attribute__((always_inline))
+// Elements depend on no other element: vectorise without comparing pointers first.
+#define FL_ELEMENTWISE _Pragma("GCC ivdep")
 
 template <class To, class From>
 FL_INLINE To bits(From from) {
@@ -57,6 +61,25 @@ FL_INLINE float exp_(float x) {
   p = p * (r * r) + r + 1.f;
   const int32_t half = n >> 1;
   return p * power_of_two(half) * power_of_two(n - half);
+}
+
+// exp for x <= 0, where one scaling is enough; below the smallest normal number it is 0. NaN stays NaN.
+FL_INLINE float exp_nonpositive(float x) {
+  const float magic = 12582912.f;
+  const float bounded = x < -87.33654f ? -87.33654f : x;
+  const float shifted = bounded * 1.44269504f + magic;
+  const float whole = shifted - magic;
+  const float r = (bounded - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  // Adds n to the exponent; the magic number's own bits shift out.
+  const float result = bits<float>(bits<int32_t>(p) + (bits<int32_t>(shifted) << 23));
+  return x < -87.33654f ? 0.f : result;
 }
 
 // A series where exp(x) - 1 would cancel.
@@ -133,12 +156,13 @@ FL_INLINE float tanh_(float x) {
   p = p * z + 1.33314422036e-1f;
   p = p * z - 3.33332819422e-1f;
   const float near = p * z * x + x;
-  const float e = exp_(-2.f * abs_(x));
+  const float e = exp_nonpositive(-2.f * abs_(x));
   const float far = __builtin_copysignf((1.f - e) / (1.f + e), x);
   return z < 0.390625f ? near : far;
 }
 
 FL_INLINE double exp_(double x) { return std::exp(x); }
+FL_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 FL_INLINE double log_(double x) { return std::log(x); }
 FL_INLINE double log1p_(double x) { return std::log1p(x); }
 FL_INLINE double log1p_unit(double x) { return std::log1p(x); }

@@ -33,8 +33,10 @@ FL_INLINE uint16_t to_half(float value) {
 template <class T, class A, class Convert>
 FL_INLINE void load_each(const T* source, int64_t stride, int64_t n, A* out, Convert convert) {
   if (stride == 1) {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) out[i] = convert(source[i]);
   } else {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) out[i] = convert(source[i * stride]);
   }
 }
@@ -42,8 +44,10 @@ FL_INLINE void load_each(const T* source, int64_t stride, int64_t n, A* out, Con
 template <class T, class A, class Convert>
 FL_INLINE void store_each(const A* source, int64_t stride, int64_t n, T* out, Convert convert) {
   if (stride == 1) {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) out[i] = convert(source[i]);
   } else {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) out[i * stride] = convert(source[i]);
   }
 }

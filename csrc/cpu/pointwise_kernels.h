@@ -26,6 +26,7 @@ double weighted_sum(const A* x, const A* t, const A* w, const A* q, A a, A b, in
 template <class F, class A>
 void weighted_values(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out) {
   const Params<A> p{a, b};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = w[i] * F::value(x[i], t[i], q[i], p);
 }
 
@@ -33,12 +34,14 @@ void weighted_values(const A* x, const A* t, const A* w, const A* q, A a, A b, i
 template <class F, class A>
 void input_gradient(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out) {
   const Params<A> p{a, b};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = w[i] * F::gradient(x[i], t[i], q[i], p).input;
 }
 
 template <class F, class A>
 void target_gradient(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out) {
   const Params<A> p{a, b};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = w[i] * F::gradient(x[i], t[i], q[i], p).target;
 }
 
@@ -51,6 +54,7 @@ bool in_unit_interval(const A* x, int64_t n) {
 
 template <class A>
 void multiply(const A* a, const A* b, int64_t n, A* out) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = a[i] * b[i];
 }
 

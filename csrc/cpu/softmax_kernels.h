@@ -13,8 +13,10 @@ template <class A>
 void transform(const A* x, int64_t n, A softcap, A temperature, A* z) {
   const LogitTransform<A> f{softcap, temperature};
   if (softcap > A(0)) {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) z[i] = f(x[i]);
   } else {
+    FL_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) z[i] = x[i] / temperature;
   }
 }
@@ -23,16 +25,19 @@ void transform(const A* x, int64_t n, A softcap, A temperature, A* z) {
 template <class A>
 void chain(const A* z, int64_t n, A softcap, A temperature, A* gradient) {
   const LogitTransform<A> f{softcap, temperature};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) gradient[i] *= f.derivative(z[i]);
 }
 
 template <class A>
 void affine(const A* x, int64_t n, A scale, A shift, A* out) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale + shift;
 }
 
 template <class A>
 void scale_by(const A* x, const A* y, int64_t n, A* out) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * y[i];
 }
 
@@ -52,14 +57,14 @@ A row_max(const A* z, int64_t n) {
 
 template <class A>
 double row_sum_exp(const A* z, A maximum, int64_t n) {
-  ExpSum<A> lanes[kLanes];
+  A tops[kLanes] = {}, rests[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j].add(z[i + j], maximum);
+    for (int64_t j = 0; j < kLanes; ++j) add_exp(z[i + j], maximum, tops[j], rests[j]);
   }
-  for (int64_t j = 0; i < n; ++i, ++j) lanes[j].add(z[i], maximum);
+  for (int64_t j = 0; i < n; ++i, ++j) add_exp(z[i], maximum, tops[j], rests[j]);
   double top = 0, rest = 0;
-  for (int64_t j = 0; j < kLanes; ++j) top += lanes[j].top, rest += lanes[j].rest;
+  for (int64_t j = 0; j < kLanes; ++j) top += tops[j], rest += rests[j];
   return top + rest;
 }
 
@@ -94,6 +99,7 @@ double row_sum(const A* x, int64_t n) {
 template <class A>
 void row_gradient(const A* z, A maximum, A log_sum, A a, int64_t n, A* out) {
   const RowStats<A> stats{maximum, log_sum};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = a * stats.probability(z[i]);
 }
 
@@ -101,6 +107,7 @@ void row_gradient(const A* z, A maximum, A log_sum, A a, int64_t n, A* out) {
 template <class A>
 void row_gradient_minus(const A* z, A maximum, A log_sum, A a, A k, const A* r, int64_t n, A* out) {
   const RowStats<A> stats{maximum, log_sum};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = a * stats.probability(z[i]) - k * r[i];
 }
 
@@ -108,26 +115,28 @@ void row_gradient_minus(const A* z, A maximum, A log_sum, A a, A k, const A* r, 
 template <class A>
 void row_target_gradient(const A* z, A maximum, A log_sum, A k, const A* w, int64_t n, A* out) {
   const RowStats<A> stats{maximum, log_sum};
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = k * w[i] * stats.minus_log_probability(z[i]);
 }
 
 template <class A>
 void pixel_max(const A* z, int64_t n, A* maximum) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) maximum[i] = z[i] > maximum[i] ? z[i] : maximum[i];
 }
 
 template <class A>
 void pixel_sum_exp(const A* z, const A* maximum, int64_t n, A* top, A* rest) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
-    ExpSum<A> sum{top[i], rest[i]};
-    sum.add(z[i], maximum[i]);
-    top[i] = sum.top, rest[i] = sum.rest;
+    add_exp(z[i], maximum[i], top[i], rest[i]);
   }
 }
 
 // gap += w * r * (maximum - z), weight += w * r
 template <class A>
 void pixel_gap(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap, A* weight) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
     gap[i] += w * r[i] * (maximum[i] - z[i]);
     weight[i] += w * r[i];
@@ -136,11 +145,13 @@ void pixel_gap(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap,
 
 template <class A>
 void pixel_log(const A* top, const A* rest, int64_t n, A* log_sum) {
-  for (int64_t i = 0; i < n; ++i) log_sum[i] = ExpSum<A>{top[i], rest[i]}.log();
+  FL_ELEMENTWISE
+  for (int64_t i = 0; i < n; ++i) log_sum[i] = log_of_sum(top[i], rest[i]);
 }
 
 template <class A>
 void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label) {
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
     label[i] = RowStats<A>{maximum[i], log_sum[i]}.label_gradient(z[i], excess[i], label[i]);
   }
@@ -150,16 +161,21 @@ void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const 
 // where its logits are not finite.
 template <class A>
 void pixel_gradient(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n, A* out) {
+  const A *maximum = rows.maximum, *log_sum = rows.log_sum, *a = rows.a, *b = rows.b, *k = rows.k;
+  const int32_t* label = rows.label;
+  FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
-    const A p = RowStats<A>{rows.maximum[i], rows.log_sum[i]}.probability(z[i]);
-    const A gradient = (rows.label[i] == this_class ? rows.b[i] : rows.a[i] * p) - rows.k[i] * w * r[i];
-    out[i] = rows.label[i] == kIgnored ? A(0) : gradient;
+    const A p = RowStats<A>{maximum[i], log_sum[i]}.probability(z[i]);
+    const A gradient = (label[i] == this_class ? b[i] : a[i] * p) - k[i] * w * r[i];
+    out[i] = label[i] == kIgnored ? A(0) : gradient;
   }
 }
 
 template <class A>
 void pixel_target_gradient(const A* z, const PixelRows<A>& rows, A w, int64_t n, A* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = rows.k[i] * w * ((rows.maximum[i] - z[i]) + rows.log_sum[i]);
+  const A *maximum = rows.maximum, *log_sum = rows.log_sum, *k = rows.k;
+  FL_ELEMENTWISE
+  for (int64_t i = 0; i < n; ++i) out[i] = k[i] * w * RowStats<A>{maximum[i], log_sum[i]}.minus_log_probability(z[i]);
 }
 
 template <class A>

@@ -80,7 +80,7 @@ struct LogCosh {
     // Near 0 the subtraction of log 2 would cancel: log cosh d = -log(1 - tanh(d)^2) / 2.
     const A slope = tanh_(d);
     const A near = A(-0.5) * log1p_(-slope * slope);
-    const A far = d + log1p_unit(exp_(A(-2) * d)) - A(0.693147180559945309);
+    const A far = d + log1p_unit(exp_nonpositive(A(-2) * d)) - A(0.693147180559945309);
     return d < A(0.5) ? near : far;
   }
   template <class A>
@@ -126,7 +126,7 @@ struct Logit {
   A softplus, softplus_minus;      // log(1 + exp(x)), log(1 + exp(-x))
 
   FL_INLINE explicit Logit(A x) {
-    const A e = exp_(-abs_(x));
+    const A e = exp_nonpositive(-abs_(x));
     const A larger = A(1) / (A(1) + e), smaller = e * larger;
     probability = x >= A(0) ? larger : smaller;
     complement = x >= A(0) ? smaller : larger;
@@ -153,12 +153,31 @@ struct BCEWithLogits {
   }
 };
 
-// a = alpha, negative for none; b = gamma
-struct SigmoidFocal {
+// u^gamma, in general and for the gamma nearly everybody uses.
+struct AnyGamma {
   template <class A>
-  FL_INLINE static A power(A base, A exponent) {
-    return exponent == A(2) ? base * base : exponent == A(0) ? A(1) : exp_(exponent * log_(base));
+  FL_INLINE static A power(A u, A gamma) {
+    return gamma == A(0) ? A(1) : exp_(gamma * log_(u));
   }
+  template <class A>
+  FL_INLINE static A power_less_one(A u, A gamma) {
+    return power(u, gamma - A(1));
+  }
+};
+struct GammaTwo {
+  template <class A>
+  FL_INLINE static A power(A u, A) {
+    return u * u;
+  }
+  template <class A>
+  FL_INLINE static A power_less_one(A u, A) {
+    return u;
+  }
+};
+
+// a = alpha, negative for none; b = gamma
+template <class Gamma>
+struct Focal {
   template <class A>
   FL_INLINE static A alpha(A t, Params<A> p) {
     return p.a >= A(0) ? p.a * t + (A(1) - p.a) * (A(1) - t) : A(1);
@@ -170,21 +189,25 @@ struct SigmoidFocal {
   template <class A>
   FL_INLINE static A value(A x, A t, A, Params<A> p) {
     const Logit<A> l(x);
-    return alpha(t, p) * power(miss(l, t), p.b) * l.cross_entropy(t, A(1));
+    return alpha(t, p) * Gamma::power(miss(l, t), p.b) * l.cross_entropy(t, A(1));
   }
   template <class A>
   FL_INLINE static Gradient<A> gradient(A x, A t, A, Params<A> p) {
     const Logit<A> l(x);
     const A cross_entropy = l.cross_entropy(t, A(1));
-    const A u = miss(l, t), focus = power(u, p.b), scale = alpha(t, p);
+    const A u = miss(l, t), focus = Gamma::power(u, p.b), scale = alpha(t, p);
     const A variance = l.probability * l.complement;
     // variance / u tends to 1 where u underflows, which it only does for hard targets.
     const A ratio = u > A(0) ? variance / u : A(1);
     const A du = p.b * focus * ratio * cross_entropy;
-    const A dt = p.b == A(0) ? A(0) : p.b * power(u, p.b - A(1)) * (l.complement - l.probability) * cross_entropy;
+    const A slope = p.b == A(0) ? A(0) : p.b * Gamma::power_less_one(u, p.b);
+    const A dt = slope * (l.complement - l.probability) * cross_entropy;
     const A miss_gradient = l.probability * (A(1) - t) - l.complement * t;
     const A alpha_slope = p.a >= A(0) ? A(2) * p.a - A(1) : A(0);
     return {scale * (du * (A(1) - A(2) * t) + focus * miss_gradient),
             alpha_slope * focus * cross_entropy + scale * (dt - focus * x)};
   }
 };
+
+using SigmoidFocal = Focal<AnyGamma>;
+using SigmoidFocalTwo = Focal<GammaTwo>;

@@ -10,7 +10,8 @@
   X(Charbonnier, "charbonnier")        \
   X(BCE, "bce")                        \
   X(BCEWithLogits, "bce_with_logits")  \
-  X(SigmoidFocal, "sigmoid_focal")
+  X(SigmoidFocal, "sigmoid_focal")     \
+  X(SigmoidFocalTwo, "sigmoid_focal_2")
 
 namespace fused_losses {
 

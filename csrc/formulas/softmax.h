@@ -24,26 +24,25 @@ struct RowStats {
 
   FL_INLINE A log_sum_exp() const { return maximum + log_sum; }
   FL_INLINE A minus_log_probability(A z) const { return (maximum - z) + log_sum; }
-  FL_INLINE A probability(A z) const { return exp_((z - maximum) - log_sum); }
+  FL_INLINE A probability(A z) const { return exp_nonpositive((z - maximum) - log_sum); }
 
   // excess * p + label * (p - 1), the gradient of a label's logit: p - 1 must not cancel where p is near 1.
   FL_INLINE A label_gradient(A z, A excess, A label) const {
     const A log_probability = (z - maximum) - log_sum;
-    return excess * exp_(log_probability) + label * expm1_(log_probability);
+    return excess * exp_nonpositive(log_probability) + label * expm1_(log_probability);
   }
 };
 
-// Logits equal to the maximum are counted apart from the sum of the others: added to their 1, terms below
-// rounding would vanish, and with them the loss of a confident row.
+// Adds exp(z - maximum) to a sum in two parts. Logits equal to the maximum are counted apart: added to their 1,
+// terms below its rounding would vanish, and with them the loss of a confident row.
 template <class A>
-struct ExpSum {
-  A top = A(0), rest = A(0);
+FL_INLINE void add_exp(A z, A maximum, A& top, A& rest) {
+  const A is_top = z == maximum ? A(1) : A(0);
+  top += is_top;
+  rest += exp_nonpositive(z - maximum) - is_top;  // 0 at the top, or NaN where the maximum is infinite
+}
 
-  FL_INLINE void add(A z, A maximum) {
-    const A e = exp_(z - maximum);
-    const bool is_top = z == maximum;
-    top += is_top ? A(1) : A(0);
-    rest += is_top ? e - A(1) : e;  // 0, or NaN where the maximum is infinite
-  }
-  FL_INLINE A log() const { return log1p_(rest + (top - A(1))); }
-};
+template <class A>
+FL_INLINE A log_of_sum(A top, A rest) {
+  return log1p_(rest + (top - A(1)));
+}

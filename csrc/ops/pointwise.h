@@ -15,7 +15,8 @@ struct Call {
   Reduction reduction;
 };
 
-inline Formula formula_of(const std::string& name) {
+inline Formula formula_of(const std::string& name, double b) {
+  if (name == "sigmoid_focal" && b == 2.0) return Formula::SigmoidFocalTwo;
 #define FL_COMPARE(F, text) \
   if (name == text) return Formula::F;
   FL_POINTWISE_FORMULAS(FL_COMPARE)
@@ -37,7 +38,7 @@ inline Call checked_call(const std::string& formula, const Tensor& input, const 
   STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(), "target must have the input's dtype");
   if (weight) check_like("weight", *weight, input);
   if (pos_weight) check_like("pos_weight", *pos_weight, input);
-  return {formula_of(formula), input, target, weight, pos_weight, a, b, reduction_of(reduction)};
+  return {formula_of(formula, b), input, target, weight, pos_weight, a, b, reduction_of(reduction)};
 }
 
 inline void check_grad_output(const Call& call, const Tensor& grad_output) {

@@ -34,6 +34,7 @@ struct MSE {
   }
 };
 
+// NaN has a gradient of 0, as in torch.
 struct L1 {
   template <class A>
   FL_INLINE static A value(A x, A t, A, Params<A>) {
@@ -41,7 +42,8 @@ struct L1 {
   }
   template <class A>
   FL_INLINE static Gradient<A> gradient(A x, A t, A, Params<A>) {
-    return of_difference(sign_(x - t));
+    const A d = x - t;
+    return of_difference(d > A(0) ? A(1) : d < A(0) ? A(-1) : A(0));
   }
 };
 

@@ -124,7 +124,7 @@ def _errors() -> list[ErrorSample]:
         error("int32", (logits, labels.int()), RuntimeError, "int64|Long"),
         error("float_labels", (logits, labels.double()), RuntimeError, "int64|Long"),
         error("integer_probabilities", (logits, torch.ones(4, 3).long()), RuntimeError, "floating"),
-        error("integer_logits", (torch.ones(4, 3).long(), labels), (NotImplementedError, RuntimeError), ""),  # type: ignore[arg-type]
+        error("integer_logits", (torch.ones(4, 3).long(), labels), NotImplementedError, "not implemented"),
         error("too_large", (logits, torch.full((4,), 3)), IndexError, "out of bounds"),
         error("negative", (logits, torch.full((4,), -1)), IndexError, "out of bounds"),
         error("zero_classes", (torch.zeros(2, 0), torch.zeros(2).long()), IndexError, "out of bounds"),

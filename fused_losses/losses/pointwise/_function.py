@@ -111,8 +111,6 @@ def _by_reference(
     input: Tensor,
     target: Tensor,
 ) -> Tensor:
-    if not (input.is_floating_point() or input.is_complex()):
-        raise NotImplementedError(f"losses need floating inputs, got {input.dtype}; convert: input.float()")
     options: dict[str, Any] = dict(zip(PARAMETERS.get(formula, ()), (a, b)))
     if pos_weight is not None:
         options["pos_weight"] = pos_weight

@@ -23,9 +23,9 @@ def _import_source_folder(name: str) -> None:
 
 _import_source_folder("triton_kernels")
 
-from . import functional  # noqa: E402  the shim above must come first
-from .backends import backend_report, use_backend  # noqa: E402
-from .losses.pointwise import (  # noqa: E402
+from . import functional
+from .backends import backend_report, use_backend
+from .losses.pointwise import (
     BCELoss,
     BCEWithLogitsLoss,
     CharbonnierLoss,
@@ -36,7 +36,7 @@ from .losses.pointwise import (  # noqa: E402
     SigmoidFocalLoss,
     SmoothL1Loss,
 )
-from .losses.softmax import CrossEntropyLoss  # noqa: E402
+from .losses.softmax import CrossEntropyLoss
 
 __version__ = "0.1.0"
 

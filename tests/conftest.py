@@ -33,6 +33,5 @@ AVAILABLE = [
     name
     for name in ("cpp", "cuda", "triton")
     if name == "cpp"
-    or choice.unavailable_reason(name, "cuda", torch.float32) is None
-    and torch.cuda.is_available()
+    or (choice.unavailable_reason(name, "cuda", torch.float32) is None and torch.cuda.is_available())
 ]

@@ -32,9 +32,7 @@ def test_none_uses_every_upstream_element(backend):
     x, y = logits_and_labels()
     upstream = torch.arange(8.0) - 3
     ours = torch.autograd.grad(cross_entropy(x, y, reduction="none", backend=backend), x, upstream)[0]
-    torch.testing.assert_close(
-        ours, torch.autograd.grad(F.cross_entropy(x, y, reduction="none"), x, upstream)[0]
-    )
+    torch.testing.assert_close(ours, torch.autograd.grad(F.cross_entropy(x, y, reduction="none"), x, upstream)[0])
 
 
 @pytest.mark.parametrize("classes", [37, 5000])
@@ -132,9 +130,7 @@ def test_ragged_vocabularies(backend, classes):
 def test_compiled_ignored_rows(backend):
     x, y = logits_and_labels()
     y[2:5] = -100
-    compiled = torch.compile(
-        lambda a, b: cross_entropy(a, b, backend=backend), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda a, b: cross_entropy(a, b, backend=backend), fullgraph=True, backend="aot_eager")
     gradient = torch.autograd.grad(compiled(x, y), x)[0]
     torch.testing.assert_close(gradient, torch.autograd.grad(F.cross_entropy(x, y), x)[0])
     assert (gradient[2:5] == 0).all()
@@ -145,9 +141,7 @@ def test_accumulation_with_a_token_count_equals_the_full_batch(backend):
     y[[0, 1, 2, 7]] = -100
     tokens = (y != -100).sum()
     parts = sum(
-        torch.autograd.grad(cross_entropy(x[i : i + 3], y[i : i + 3], normalizer=tokens, backend=backend), x)[
-            0
-        ]
+        torch.autograd.grad(cross_entropy(x[i : i + 3], y[i : i + 3], normalizer=tokens, backend=backend), x)[0]
         for i in range(0, 12, 3)
     )
     torch.testing.assert_close(parts, torch.autograd.grad(F.cross_entropy(x, y), x)[0], atol=1e-7, rtol=1e-6)

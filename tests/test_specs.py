@@ -58,8 +58,6 @@ def test_equals_the_original(spec, backend):
             continue
         case = sample.to(torch.float64)
         ours, torchs = spec.build(case, backend)(*case.tensors), spec.original(**case.options)(*case.tensors)
-        torch.testing.assert_close(
-            ours, torchs, equal_nan=True, msg=lambda text, s=sample: f"{s.name}: {text}"
-        )
+        torch.testing.assert_close(ours, torchs, equal_nan=True, msg=lambda text, s=sample: f"{s.name}: {text}")
         compared += 1
     assert compared > 10

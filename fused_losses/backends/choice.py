@@ -83,6 +83,11 @@ def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype) -> st
     return loading.unavailable_reason(extension)
 
 
+def is_automatic(backend: str | None) -> bool:
+    """Whether nobody asked for a backend by name."""
+    return backend is None and _requested is None
+
+
 def resolve(device_type: str, dtype: torch.dtype, backend: str | None) -> str:
     """The name of the backend to run; its operators are then in ``KERNELS``.
 

@@ -10,9 +10,10 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.nn.parameter import Parameter
 
-from ..backends.choice import resolve
+from ..backends.choice import is_automatic, resolve
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of torch's own enumeration
+SMALL = 4096  # elements; where the crossing is was measured with `python -m bench`
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -28,51 +29,64 @@ def reduction_name(size_average: bool | None, reduce: bool | None, reduction: st
 def plain(tensor: Tensor) -> Tensor:
     """The tensor without a decorating subclass (fastai's TensorImage); DTensor and its like stay."""
     kind = type(tensor)
-    if kind is Tensor or kind is Parameter or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if kind is Tensor or kind is Parameter or _dispatches_itself(kind):
         return tensor
     return tensor.as_subclass(Tensor)
 
 
-def check_tensors(**tensors: Tensor | None) -> None:
+def _dispatches_itself(kind: type) -> bool:
+    return getattr(kind, "__torch_dispatch__") is not getattr(Tensor, "__torch_dispatch__")  # noqa: B009
+
+
+def check_tensors(input: Tensor, target: Tensor, **others: Tensor | None) -> None:
     """Raises where an argument is no tensor or where two of them live on different devices."""
-    device = None
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor):
+    for name, tensor in {"input": input, "target": target, **others}.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if device is None:
-            first, device = name, tensor.device
-        elif tensor.device != device:
+        if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
-                f"{first} is on {device} and {name} on {tensor.device}; "
-                f"move them to one device: {name}.to({first}.device)"
+                f"input is on {input.device} and {name} on {tensor.device}; "
+                f"move them to one device: {name}.to(input.device)"
             )
 
 
-def choose_backend(backend: str | None, *tensors: Tensor | None) -> str:
-    """The backend for these tensors; the first decides device and dtype.
+def is_small(input: Tensor, backend: str | None) -> bool:
+    """Whether torch's own operator, called directly, is the fastest from Python: few elements on a CPU."""
+    return (
+        type(input) in (Tensor, Parameter)
+        and input.numel() <= SMALL
+        and input.is_cpu
+        and is_automatic(backend)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def choose_backend(backend: str | None, input: Tensor, *others: Tensor | None) -> str:
+    """The backend for these tensors; the input decides device and dtype.
 
     The reference runs what kernels cannot: torch.func transforms, forward-mode AD, sparse layouts, and
     tensor subclasses with a dispatch of their own.
     """
-    if not torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling():
+        return resolve(input.device.type, input.dtype, backend)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "reference"
+    for tensor in (input, *others):
+        if tensor is not None and not _is_plain(tensor):
             return "reference"
-    for tensor in tensors:
-        if tensor is not None and (tensor.layout is not torch.strided or _dispatches_itself(tensor)):
-            return "reference"
-    first = tensors[0]
-    return resolve(first.device.type, first.dtype, backend)
+    return resolve(input.device.type, input.dtype, backend)
 
 
-def _dispatches_itself(tensor: Tensor) -> bool:
-    kind = type(tensor)
-    if kind is Tensor or kind is Parameter:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether operators can take the tensor; they have shape functions for fake ones."""
+    if tensor.layout is not torch.strided:
         return False
-    from torch._subclasses.fake_tensor import FakeTensor  # operators have shape functions for these
+    kind = type(tensor)
+    if kind is Tensor or kind is Parameter or not _dispatches_itself(kind):
+        return True
+    from torch._subclasses.fake_tensor import FakeTensor
 
-    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and not issubclass(kind, FakeTensor)
+    return issubclass(kind, FakeTensor)
 
 
 def output_dtype(input: Tensor) -> torch.dtype:

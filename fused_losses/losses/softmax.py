@@ -17,6 +17,7 @@ from ._common import (
     check_tensors,
     choose_backend,
     divided_sum,
+    is_small,
     output_dtype,
     plain,
     reduction_name,
@@ -160,7 +161,15 @@ def cross_entropy(
         tensor([0.1269, 0.0000])
     """
     reduction = reduction_name(size_average, reduce, reduction)
-    check_tensors(input=input, target=target, weight=weight, sample_weight=sample_weight)
+    plainly = (
+        z_loss == 0.0 and softcap is None and temperature == 1.0 and sample_weight is None and normalizer is None
+    )
+    if plainly and is_small(input, backend):
+        try:
+            return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            pass  # the checks below say the same and the way out
+    check_tensors(input, target, weight=weight, sample_weight=sample_weight)
     options = _checked_options(ignore_index, label_smoothing, z_loss, softcap, temperature)
     input, target = _checked_target(plain(input), plain(target), options)
     _check_weights(input, weight, sample_weight)

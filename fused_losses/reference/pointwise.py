@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +24,27 @@ def reduce(values: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return values.sum() if reduction == "sum" else values.mean()
 
 
-def _torch_loss(loss: Callable[..., Tensor], weight: Tensor | None, reduction: str) -> Tensor:
+def _torch_loss(
+    loss: Callable[..., Tensor],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    **options: Any,
+) -> Tensor:
     if weight is None:
-        return loss(reduction=reduction)
-    return reduce(loss(reduction="none"), weight, reduction)
+        return loss(input, target, reduction=reduction, **options)
+    return reduce(loss(input, target, reduction="none", **options), weight, reduction)
 
 
 def mse(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """(x - t)^2"""
-    return _torch_loss(lambda reduction: F.mse_loss(input, target, reduction=reduction), weight, reduction)
+    return _torch_loss(F.mse_loss, input, target, weight, reduction)
 
 
 def l1(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """|x - t|"""
-    return _torch_loss(lambda reduction: F.l1_loss(input, target, reduction=reduction), weight, reduction)
+    return _torch_loss(F.l1_loss, input, target, weight, reduction)
 
 
 def smooth_l1(
@@ -48,9 +56,7 @@ def smooth_l1(
     beta: float = 1.0,
 ) -> Tensor:
     """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, with d = x - t"""
-    return _torch_loss(
-        lambda reduction: F.smooth_l1_loss(input, target, reduction=reduction, beta=beta), weight, reduction
-    )
+    return _torch_loss(F.smooth_l1_loss, input, target, weight, reduction, beta=beta)
 
 
 def huber(
@@ -62,9 +68,7 @@ def huber(
     delta: float = 1.0,
 ) -> Tensor:
     """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), with d = x - t"""
-    return _torch_loss(
-        lambda reduction: F.huber_loss(input, target, reduction=reduction, delta=delta), weight, reduction
-    )
+    return _torch_loss(F.huber_loss, input, target, weight, reduction, delta=delta)
 
 
 def log_cosh(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
@@ -88,9 +92,7 @@ def charbonnier(
 
 def bce(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """-(t max(log x, -100) + (1 - t) max(log(1 - x), -100))"""
-    return _torch_loss(
-        lambda reduction: F.binary_cross_entropy(input, target, reduction=reduction), weight, reduction
-    )
+    return _torch_loss(F.binary_cross_entropy, input, target, weight, reduction)
 
 
 def bce_with_logits(
@@ -102,13 +104,8 @@ def bce_with_logits(
     pos_weight: Tensor | None = None,
 ) -> Tensor:
     """-(q t log sigmoid(x) + (1 - t) log(1 - sigmoid(x))), with q = pos_weight"""
-    return _torch_loss(
-        lambda reduction: F.binary_cross_entropy_with_logits(
-            input, target, reduction=reduction, pos_weight=pos_weight
-        ),
-        weight,
-        reduction,
-    )
+    loss = F.binary_cross_entropy_with_logits
+    return _torch_loss(loss, input, target, weight, reduction, pos_weight=pos_weight)
 
 
 def sigmoid_focal(

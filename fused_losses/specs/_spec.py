@@ -30,9 +30,7 @@ class Sample:
         def cast_all(values: Mapping[str, Any]) -> dict[str, Any]:
             return {name: cast(value) for name, value in values.items()}
 
-        return Sample(
-            self.name, tuple(map(cast, self.tensors)), cast_all(self.options), cast_all(self.extras)
-        )
+        return Sample(self.name, tuple(map(cast, self.tensors)), cast_all(self.options), cast_all(self.extras))
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ def _samples(pair: Callable[..., Pair], variants: tuple[Mapping[str, Any], ...])
         Sample("sample_weight", pair(7, 33), first, {"sample_weight": weight}),
         Sample("row_weight", pair(7, 33), {**first, "reduction": "none"}, {"sample_weight": weight[:, :1]}),
         Sample("normalizer", pair(7, 33), first, {"normalizer": 11.0}),
-        Sample(
-            "tensor_normalizer", pair(7, 33), first, {"normalizer": torch.tensor(5.0, dtype=torch.float64)}
-        ),
+        Sample("tensor_normalizer", pair(7, 33), first, {"normalizer": torch.tensor(5.0, dtype=torch.float64)}),
         Sample("scalar", pair(), first),
         Sample("single", pair(1), first),
         Sample("empty_mean", pair(0, 3), first),

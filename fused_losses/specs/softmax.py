@@ -46,14 +46,8 @@ def _samples() -> list[Sample]:
     every: dict[str, Any] = {"weight": PER_CLASS, "label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0}
     return [
         *(Sample(reduction, labels, {"reduction": reduction}) for reduction in ("mean", "sum", "none")),
-        *(
-            Sample(f"smoothing_{r}", labels, {"label_smoothing": 0.1, "reduction": r})
-            for r in ("mean", "none")
-        ),
-        *(
-            Sample(f"weight_{r}", labels, {"weight": PER_CLASS, "reduction": r})
-            for r in ("mean", "sum", "none")
-        ),
+        *(Sample(f"smoothing_{r}", labels, {"label_smoothing": 0.1, "reduction": r}) for r in ("mean", "none")),
+        *(Sample(f"weight_{r}", labels, {"weight": PER_CLASS, "reduction": r}) for r in ("mean", "sum", "none")),
         Sample("weight_smoothing", labels, {"weight": PER_CLASS, "label_smoothing": 0.2}),
         Sample("smoothing_only", labels, {"label_smoothing": 1.0}),
         Sample("ignore_index", (labels[0], labels[1].clamp(min=0)), {"ignore_index": 3}),

@@ -69,9 +69,7 @@ def check_loss(
     return report
 
 
-def _run_check(
-    name: str, dtype: torch.dtype, loss: Loss, reference: Loss, samples: Sequence[Sample]
-) -> Result:
+def _run_check(name: str, dtype: torch.dtype, loss: Loss, reference: Loss, samples: Sequence[Sample]) -> Result:
     result = Result(name, dtype)
     for sample in samples:
         try:

@@ -1,4 +1,10 @@
-"""The one rule by which results are judged: fp64 truth, with the reference's own error as the budget."""
+"""The one rule by which results are judged: fp64 truth, with the reference's own error as the budget.
+
+An error is taken twice, as its maximum and as its root mean square over the tensor. Each may be ``FACTOR`` times
+the reference's own, plus some units in the last place of the truth's maximum or root mean square. A result that
+is not finite must be exactly what truth is there (NaN, or the same infinity). Only where the reference overflows
+the dtype although truth does not, both what the reference gives and what truth is are right.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What the reference's error is multiplied with, and the units in the last place (of the largest value, or of
-# the root mean square) that are granted on top. fp64 truth is itself rounded, so fp64 is granted more.
 FACTOR = 1.5
+# fp64 truth is itself rounded, so fp64 is granted more.
 ULPS = {torch.float64: 32.0}
 DEFAULT_ULPS = 4.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An error and what was allowed; non-finite values must stand at the same places."""
+    """An error and what was allowed, or a message that says what is wrong beyond an error."""
 
     error: float
     budget: float
@@ -28,42 +33,61 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
+        """The share of the budget that was used."""
         if self.message:
             return float("inf")
         return 0.0 if self.error == 0.0 else self.error / max(self.budget, 1e-300)
 
 
+def fault(message: str) -> Comparison:
+    return Comparison(0.0, 0.0, message)
+
+
 def compare(result: Tensor, reference: Tensor, truth: Tensor) -> Comparison:
-    """Judges a result against truth: maximum and root mean square of its error, whichever is worse.
+    """Judges a result against truth.
 
     Args:
         result: what is judged, in the dtype under test.
         reference: the reference's result in the same dtype; its error is the budget.
         truth: the reference's result in fp64.
+
+    Returns:
+        The worse of the two errors, with its budget.
     """
     if result.shape != reference.shape or result.dtype != reference.dtype:
-        return Comparison(
-            0.0,
-            0.0,
-            f"expected {reference.dtype} of shape {tuple(reference.shape)}, "
-            f"got {result.dtype} of shape {tuple(result.shape)}",
-        )
-    values, expected = result.detach().double(), truth.detach().double()
-    finite = torch.isfinite(expected)
-    # What is finite in fp64 may overflow fp16 in the reference too.
-    finite_here = finite & torch.isfinite(reference.detach().double())
-    if not torch.equal(torch.isfinite(values) & finite, finite_here):
-        return Comparison(
-            0.0, 0.0, f"{int((torch.isfinite(values) != finite).sum())} values are wrongly finite or not"
-        )
-    if not finite_here.any():
+        return fault(f"expected {_describe(reference)}, got {_describe(result)}")
+    ours, theirs, expected = (t.detach().double() for t in (result, reference, truth))
+    overflow = torch.isfinite(expected) & ~torch.isfinite(theirs)
+    special = ~torch.isfinite(expected) | (overflow & ~torch.isfinite(ours))
+    wrong = ~_identical(ours, torch.where(overflow, theirs, expected)) & special
+    wrong |= ~special & ~torch.isfinite(ours)
+    if wrong.any():
+        first = wrong.flatten().nonzero()[0, 0]
+        got, wanted = float(ours.flatten()[first]), float(expected.flatten()[first])
+        return fault(f"{int(wrong.sum())} values are wrongly finite or not: {got}, expected {wanted}")
+    if special.all():
         return Comparison(0.0, 0.0)
-    eps = torch.finfo(result.dtype).eps * ULPS.get(result.dtype, DEFAULT_ULPS)
-    ours = (values - expected)[finite_here]
-    theirs = (reference.detach().double() - expected)[finite_here]
-    scale = expected[finite_here]
-    candidates = [
-        Comparison(float(norm(ours)), FACTOR * float(norm(theirs)) + eps * float(norm(scale)))
+    return _worst_error(ours[~special], theirs[~special], expected[~special], result.dtype)
+
+
+def _worst_error(ours: Tensor, theirs: Tensor, expected: Tensor, dtype: torch.dtype) -> Comparison:
+    granted = torch.finfo(dtype).eps * ULPS.get(dtype, DEFAULT_ULPS)
+    error, reference_error = ours - expected, (theirs - expected).nan_to_num(0.0, 0.0, 0.0)
+    comparisons = [
+        Comparison(float(norm(error)), FACTOR * float(norm(reference_error)) + granted * float(norm(expected)))
         for norm in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt())
     ]
-    return max(candidates, key=lambda comparison: comparison.ratio)
+    return max(comparisons, key=lambda comparison: comparison.ratio)
+
+
+def _identical(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits; any NaN equals any other."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(_identical(a, b).all())
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -71,10 +71,8 @@ def run(
     value = loss(*leaves, **extras)
     if not needed:
         return [value]
-    if isinstance(upstream, Tensor):
-        grad_output = upstream.to(value.dtype)
-    else:
-        grad_output = torch.full_like(value, upstream)
+    each = isinstance(upstream, Tensor)
+    grad_output = upstream.to(value.dtype) if each else torch.full_like(value, upstream)
     return [value.detach(), *torch.autograd.grad(value, [leaves[i] for i in needed], grad_output)]
 
 
@@ -119,9 +117,7 @@ def repeated_backward(case: Case) -> list[Comparison]:
     leaves = _leaves(case.tensors, case.floating)
     loss = case.loss(*leaves, **case.extras)
     wanted = [leaves[i] for i in case.floating]
-    runs = [
-        torch.autograd.grad(loss, wanted, torch.full_like(loss, 3.0), retain_graph=True) for _ in range(2)
-    ]
+    runs = [torch.autograd.grad(loss, wanted, torch.full_like(loss, 3.0), retain_graph=True) for _ in range(2)]
     _same_bits("a second backward", *runs)
     return []
 

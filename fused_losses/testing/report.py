@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from .accuracy import Comparison
+from .accuracy import Comparison, fault
 
 
 @dataclass
@@ -18,18 +19,35 @@ class Result:
     worst: Comparison = field(default_factory=lambda: Comparison(0.0, 0.0))
     worst_sample: str = ""
     faults: list[str] = field(default_factory=list)
+    applied: bool = False
+    exception: Exception | None = None
 
-    def add(self, sample: str, comparison: Comparison) -> None:
-        if comparison.ratio >= self.worst.ratio:
-            self.worst, self.worst_sample = comparison, sample
-        if not comparison.ok:
-            reason = comparison.message or f"error {comparison.error:.3g} > budget {comparison.budget:.3g}"
-            self.faults.append(f"{sample}: {reason}")
+    def add(self, sample: str, comparisons: Sequence[Comparison] | None) -> None:
+        """Takes in what a check returned for a sample; None says that the check does not apply to it."""
+        self.applied |= comparisons is not None
+        for comparison in comparisons or ():
+            if comparison.ratio >= self.worst.ratio:
+                self.worst, self.worst_sample = comparison, sample
+            if not comparison.ok:
+                reason = comparison.message or f"error {comparison.error:.3g} > budget {comparison.budget:.3g}"
+                self.faults.append(f"{sample}: {reason}")
+
+    def add_exception(self, sample: str, message: str, exception: Exception) -> None:
+        self.exception = self.exception or exception
+        self.add(sample, [fault(message)])
+
+    @property
+    def verdict(self) -> str:
+        """The cell of the table: ok or FAULT and the share of the error budget that was used, - for nothing to do."""
+        if not self.applied:
+            return "-"
+        used = f" {self.worst.ratio:.2f}" if self.worst_sample else ""
+        return ("FAULT" if self.faults else "ok") + used
 
 
 @dataclass
 class Report:
-    """Every result of a run; prints as a table."""
+    """Every result of a run; prints as a table of checks and dtypes, with the faults below."""
 
     results: list[Result]
 
@@ -40,14 +58,20 @@ class Report:
     def raise_for_faults(self) -> None:
         """Raises AssertionError with the table if anything did not hold."""
         if not self.ok:
-            raise AssertionError(f"\n{self}")
+            causes = [result.exception for result in self.results if result.exception is not None]
+            raise AssertionError(f"\n{self}") from next(iter(causes), None)
 
     def __str__(self) -> str:
-        lines = [f"{'check':18} {'dtype':9} {'result':7} worst error / budget"]
+        dtypes = list(dict.fromkeys(result.dtype for result in self.results))
+        lines = ["check".ljust(18) + "".join(_name(dtype).ljust(13) for dtype in dtypes)]
+        for check in dict.fromkeys(result.check for result in self.results):
+            cells = {result.dtype: result.verdict for result in self.results if result.check == check}
+            lines.append(check.ljust(18) + "".join(cells[dtype].ljust(13) for dtype in dtypes))
+        lines += ["ok n: at worst, n of the error budget was used; -: does not apply"]
         for result in self.results:
-            dtype = str(result.dtype).removeprefix("torch.")
-            verdict = "FAULT" if result.faults else "ok"
-            detail = f"{result.worst.ratio:.2f} ({result.worst_sample})" if result.worst_sample else ""
-            lines.append(f"{result.check:18} {dtype:9} {verdict:7} {detail}".rstrip())
-            lines += [f"    {fault}" for fault in result.faults[:5]]
-        return "\n".join(lines)
+            lines += [f"{result.check} in {_name(result.dtype)}, {text}" for text in result.faults[:5]]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,16 @@ from .._common import (
     check_tensors,
     choose_backend,
     divided_sum,
+    is_small,
     output_dtype,
     plain,
     reference_gradients,
     wants_graph,
 )
 
+# torch has these as one operator.
+TORCH_HAS = {"mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits"}
+BINARY = {"bce", "bce_with_logits", "sigmoid_focal"}  # their shapes must agree; the others broadcast
 # What the two numbers of a formula are called in its reference.
 PARAMETERS = {
     "smooth_l1": ("beta",),
@@ -45,9 +50,11 @@ def pointwise_loss(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The reduced loss of a formula, fused where there are kernels and by the reference elsewhere."""
-    check_tensors(
-        input=input, target=target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight
-    )
+    if formula in TORCH_HAS and sample_weight is None and normalizer is None and is_small(input, backend):
+        return _by_reference(formula, a, b, reduction, weight, pos_weight, input, target)
+    if formula not in BINARY:
+        _warn_broadcast(input, target)
+    check_tensors(input, target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight)
     input, target = plain(input), plain(target)
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
@@ -85,6 +92,15 @@ def pointwise_loss(
     return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
 
 
+def _warn_broadcast(input: Tensor, target: Tensor) -> None:
+    if isinstance(input, Tensor) and isinstance(target, Tensor) and target.shape != input.shape:
+        warnings.warn(
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) "
+            "broadcasts them against each other, which is rarely meant; give them the same size.",
+            stacklevel=4,
+        )
+
+
 def _requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
@@ -111,7 +127,9 @@ def _by_reference(
     input: Tensor,
     target: Tensor,
 ) -> Tensor:
-    options: dict[str, Any] = dict(zip(PARAMETERS.get(formula, ()), (a, b)))
+    options: dict[str, Any] = {}
+    if formula in PARAMETERS:
+        options.update(zip(PARAMETERS[formula], (a, b)))
     if pos_weight is not None:
         options["pos_weight"] = pos_weight
     return getattr(reference, formula)(input, target, weight, reduction, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,9 +42,7 @@ class MSELoss(PointwiseModule, nn.MSELoss):
     Source: :class:`torch.nn.MSELoss`.
     """
 
-    def __init__(
-        self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None
-    ):
+    def __init__(self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None):
         super().__init__(size_average, reduce, reduction)
         self.backend = backend
 
@@ -68,9 +65,7 @@ class L1Loss(PointwiseModule, nn.L1Loss):
     Source: :class:`torch.nn.L1Loss`.
     """
 
-    def __init__(
-        self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None
-    ):
+    def __init__(self, size_average=None, reduce=None, reduction: str = "mean", *, backend: str | None = None):
         super().__init__(size_average, reduce, reduction)
         self.backend = backend
 
@@ -139,9 +134,7 @@ class HuberLoss(PointwiseModule, nn.HuberLoss):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return huber_loss(
-            input, target, reduction=self.reduction, delta=self.delta, backend=self.backend, **extras
-        )
+        return huber_loss(input, target, reduction=self.reduction, delta=self.delta, backend=self.backend, **extras)
 
 
 class LogCoshLoss(PointwiseModule):
@@ -264,7 +257,6 @@ def smooth_l1_loss(
         tensor([1.5000])
     """
     reduction = reduction_name(size_average, reduce, reduction)
-    _warn_broadcast(input, target)
     if beta < 0:
         raise RuntimeError(f"smooth_l1_loss needs beta of 0 or more, got {beta}; 0 is l1_loss")
     # The limit of beta to 0 is the absolute error; the quadratic branch would divide by 0.
@@ -292,7 +284,6 @@ def huber_loss(
         tensor([1.5000])
     """
     reduction = reduction_name(None, None, reduction)
-    _warn_broadcast(input, target)
     _check_weight(input, weight)
     if delta <= 0:
         raise RuntimeError(f"huber_loss needs delta above 0, got {delta}")
@@ -308,7 +299,6 @@ def log_cosh_loss(input: Tensor, target: Tensor, reduction: str = "mean", **extr
         tensor(1.3250)
     """
     reduction = reduction_name(None, None, reduction)
-    _warn_broadcast(input, target)
     return pointwise_loss("log_cosh", input, target, reduction=reduction, **extras)
 
 
@@ -323,7 +313,6 @@ def charbonnier_loss(
         tensor(2.)
     """
     reduction = reduction_name(None, None, reduction)
-    _warn_broadcast(input, target)
     if eps <= 0:
         raise ValueError(f"charbonnier_loss needs eps above 0, got {eps}; without it, use l1_loss")
     return pointwise_loss("charbonnier", input, target, float(eps), reduction=reduction, **extras)
@@ -332,7 +321,6 @@ def charbonnier_loss(
 def _weighted_mean(
     formula: str, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, **extras: Any
 ) -> Tensor:
-    _warn_broadcast(input, target)
     _check_weight(input, weight)
     if weight is not None and reduction == "mean" and extras.get("normalizer") is None:
         extras["normalizer"] = weight.sum()
@@ -344,13 +332,4 @@ def _check_weight(input: Tensor, weight: Tensor | None) -> None:
         raise ValueError(
             f"weight must have the input's shape {tuple(input.shape)}, got {tuple(weight.shape)}; "
             "sample_weight= broadcasts"
-        )
-
-
-def _warn_broadcast(input: Tensor, target: Tensor) -> None:
-    if isinstance(input, Tensor) and isinstance(target, Tensor) and target.shape != input.shape:
-        warnings.warn(
-            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) "
-            "broadcasts them against each other, which is rarely meant; give them the same size.",
-            stacklevel=3,
         )

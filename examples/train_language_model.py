@@ -1,0 +1,216 @@
+"""Trains a small causal language model through Accelerate, with torch's cross entropy, ours, or both in turn.
+
+With both, the same model is trained twice from the same seed, step by step beside each other, so that their
+times can be compared. Ends with a table and a picture. Runs unchanged under `torchrun --nproc-per-node 2` and on
+a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own between ours
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from corpus import load_tokenizer, token_blocks
+from report import print_table, save_picture
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import fused_losses
+
+LOSSES = {"torch": nn.CrossEntropyLoss, "fused": fused_losses.CrossEntropyLoss}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--loss", choices=[*LOSSES, "both"], default="both", help="which cross entropy")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences per process and backward")
+    parser.add_argument("--sequence-length", type=int, default=256, help="tokens per sequence")
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="mixed precision")
+    parser.add_argument("--accumulation", type=int, default=1, help="backwards per optimizer step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
+    parser.add_argument("--vocabulary", type=int, default=32000, help="tokens of the BPE")
+    parser.add_argument("--width", type=int, default=256, help="hidden size of the model")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the model")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--output", type=Path, default=Path("outputs/language_model"), help="folder for results")
+    return parser.parse_args()
+
+
+def build_model(arguments: argparse.Namespace) -> LlamaForCausalLM:
+    set_seed(arguments.seed)
+    config = LlamaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=4 * arguments.width,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=max(1, arguments.width // 64),
+        max_position_embeddings=arguments.sequence_length,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def build_accelerator(arguments: argparse.Namespace) -> Accelerator:
+    return Accelerator(
+        # Without this, processes on a machine without a GPU would each train alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=arguments.precision,
+        gradient_accumulation_steps=arguments.accumulation,
+    )
+
+
+@dataclass
+class Measured:
+    """What a run keeps for the table: one entry per step."""
+
+    losses: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    loss_seconds: list[float] = field(default_factory=list)
+    loss_bytes: int = 0
+
+
+class Run:
+    """One model with one loss, trained a step at a time."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, blocks: Tensor):
+        self.name, self.arguments, self.measured = name, arguments, Measured()
+        self.accelerator = build_accelerator(arguments)
+        model = build_model(arguments)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
+        order = torch.Generator().manual_seed(arguments.seed)
+        loader = DataLoader(blocks, batch_size=arguments.batch_size, shuffle=True, generator=order)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.loss_function = LOSSES[name]().to(self.accelerator.device)
+        self.batches = self._endless()
+
+    def _endless(self):
+        while True:
+            yield from self.loader
+
+    def step(self) -> float:
+        """One optimizer step: forward, loss and backward for every accumulated batch."""
+        start, total = time.perf_counter(), 0.0
+        for _ in range(self.arguments.accumulation):
+            batch = next(self.batches)
+            with self.accelerator.accumulate(self.model):
+                logits = self.model(input_ids=batch[:, :-1]).logits
+                loss = self.loss_function(logits.flatten(0, 1), batch[:, 1:].flatten())
+                self.accelerator.backward(loss)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += self.accelerator.gather(loss.detach()).mean().item() / self.arguments.accumulation
+        self.measured.losses.append(total)
+        self.measured.step_seconds.append(time.perf_counter() - start)
+        return total
+
+    def measure_loss(self, rounds: int) -> None:
+        """Forward and backward of the loss alone, on logits like the model's: what a step spends on it."""
+        rows = self.arguments.batch_size * self.arguments.sequence_length
+        device = self.accelerator.device
+        logits = torch.randn(rows, self.arguments.vocabulary, device=device).requires_grad_()
+        target = torch.randint(self.arguments.vocabulary, (rows,), device=device)
+        for _ in range(rounds):
+            logits.grad = None
+            synchronize(device)
+            start = time.perf_counter()
+            self.loss_function(logits, target).backward()
+            synchronize(device)
+            self.measured.loss_seconds.append(time.perf_counter() - start)
+        logits.grad = None
+        self.measured.loss_bytes = peak_bytes(lambda: self.loss_function(logits, target).backward(), device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(function, device: torch.device) -> int:
+    """The most memory that is allocated at one time inside a function, beyond what was there before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    # The CPU allocator keeps no peak; the profiler records every allocation and release.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    live = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def train(arguments: argparse.Namespace, runs: list[Run]) -> None:
+    main = runs[0].accelerator.is_main_process
+    world = runs[0].accelerator.num_processes
+    tokens = arguments.batch_size * arguments.sequence_length * arguments.accumulation * world
+    with tqdm(total=arguments.steps, unit="step", disable=not main) as bar:
+        for _ in range(arguments.steps):
+            shown = {run.name: f"{run.step():.3f}" for run in runs}
+            shown["tokens/s"] = f"{tokens / runs[-1].measured.step_seconds[-1]:.0f}"
+            bar.set_postfix(shown)
+            bar.update()
+    for _ in range(3):
+        for run in runs:
+            run.measure_loss(rounds=5)
+
+
+def summarize(arguments: argparse.Namespace, runs: list[Run]) -> dict:
+    """The numbers of the table; the first steps warm up and are left out of times."""
+    warm = min(3, arguments.steps - 1)
+    return {
+        "processes": runs[0].accelerator.num_processes,
+        "device": str(runs[0].accelerator.device),
+        "backend": fused_losses.backend_report()["automatic"][runs[0].accelerator.device.type],
+        "runs": {
+            run.name: {
+                "losses": run.measured.losses,
+                "step_seconds": statistics.median(run.measured.step_seconds[warm:]),
+                "loss_seconds": statistics.median(run.measured.loss_seconds),
+                "loss_bytes": run.measured.loss_bytes,
+            }
+            for run in runs
+        },
+    }
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    names = list(LOSSES) if arguments.loss == "both" else [arguments.loss]
+    accelerator = build_accelerator(arguments)
+    with accelerator.main_process_first():
+        tokenizer = load_tokenizer(arguments.output, arguments.vocabulary)
+    world = accelerator.num_processes
+    needed = min(arguments.steps * arguments.accumulation, 200) * arguments.batch_size * world
+    blocks = token_blocks(tokenizer, arguments.sequence_length, needed)
+    runs = [Run(name, arguments, blocks) for name in names]
+    accelerator.print(
+        f"{sum(p.numel() for p in runs[0].model.parameters()) / 1e6:.1f} M parameters, {world} process(es)"
+    )
+    train(arguments, runs)
+    if accelerator.is_main_process:
+        summary = summarize(arguments, runs)
+        print_table(summary)
+        (arguments.output / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(f"\npicture: {save_picture(summary, arguments.output)}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

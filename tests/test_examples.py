@@ -1,0 +1,85 @@
+"""The examples run: alone, in two processes, with every option that changes the path."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = "examples/train_language_model.py"
+TINY = [
+    "--steps",
+    "3",
+    "--batch-size",
+    "2",
+    "--sequence-length",
+    "32",
+    "--vocabulary",
+    "600",
+    "--width",
+    "64",
+    "--layers",
+    "1",
+]
+
+
+def run(*arguments, processes=1):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            "--master-port",
+            "29517",
+        ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*launcher, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("output")
+
+
+def agreement(results):
+    runs = results["runs"]
+    return max(abs(a - b) for a, b in zip(runs["torch"]["losses"], runs["fused"]["losses"]))
+
+
+def test_both_losses_train_alike(output):
+    printed = run(SCRIPT, *TINY, "--output", output)
+    results = json.loads((output / "results.json").read_text())
+    assert agreement(results) < 1e-5 and results["processes"] == 1 and results["backend"] == "cpp"
+    assert (output / "training.png").stat().st_size > 10_000
+    assert "loss curves agree" in printed
+    assert results["runs"]["fused"]["loss_bytes"] < results["runs"]["torch"]["loss_bytes"]
+
+
+def test_two_processes(output):
+    run(SCRIPT, *TINY, "--output", output, processes=2)
+    results = json.loads((output / "results.json").read_text())
+    assert results["processes"] == 2 and agreement(results) < 1e-5
+
+
+@pytest.mark.parametrize("options", [["--precision", "bf16", "--accumulation", "2"], ["--loss", "fused"]])
+def test_options(output, options):
+    run(SCRIPT, *TINY, "--output", output, *options)
+
+
+@pytest.mark.parametrize("command", [[SCRIPT], ["-m", "fused_losses"], ["-m", "fused_losses", "check"]])
+def test_help(command):
+    assert "usage" in run(*command, "--help")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import loading, triton
+from . import fake, loading, triton
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -128,6 +128,6 @@ def _prepared(backend: str) -> str:
         if backend == "triton":
             triton.register()
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
-        operators = (getattr(namespace, name).default for name in loading.OPERATORS)
+        operators = (getattr(namespace, name).default for name in fake.OPERATORS)
         KERNELS[backend] = Kernels(*operators)
     return backend

@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+OPERATORS = (
+    "pointwise_forward",
+    "pointwise_backward",
+    "cross_entropy_forward",
+    "cross_entropy_backward",
+    "cross_entropy_backward_",
+    "cross_entropy_target_backward",
+)
+
 _ACCUMULATE = {torch.float64: torch.float64}
 
 

@@ -13,14 +13,6 @@ from . import fake
 PACKAGE = Path(__file__).resolve().parent.parent
 # _C_cuda adds CUDA implementations to the operators that _C_cpu defines, so the order matters.
 EXTENSIONS = ("_C_cpu", "_C_cuda")
-OPERATORS = (
-    "pointwise_forward",
-    "pointwise_backward",
-    "cross_entropy_forward",
-    "cross_entropy_backward",
-    "cross_entropy_backward_",
-    "cross_entropy_target_backward",
-)
 
 _unavailable: dict[str, str | None] = {}
 
@@ -63,5 +55,5 @@ def load() -> None:
     for extension in EXTENSIONS:
         _unavailable[extension] = _load(extension)
     if _unavailable["_C_cpu"] is None:
-        for name in OPERATORS:
+        for name in fake.OPERATORS:
             torch.library.register_fake(f"fused_losses::{name}", getattr(fake, name))

@@ -1,6 +1,50 @@
-def unavailable_reason(device_type):
-    return "stub"
+"""Registers the Triton launchers as operators in the namespace ``fused_losses_triton``, when first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from . import fake
+
+_library: torch.library.Library | None = None
 
 
-def register():
-    pass
+def interpreting() -> bool:
+    """Whether Triton runs kernels in Python, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def unavailable_reason(device_type: str) -> str | None:
+    """Why Triton cannot run on a device, with the way out, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`"
+    if device_type == "cpu" and not interpreting():
+        return "it runs on cuda tensors; TRITON_INTERPRET=1, set before Python starts, interprets it on the CPU"
+    if device_type not in ("cpu", "cuda"):
+        return f"it runs on cuda tensors, and these are on {device_type}"
+    return None
+
+
+def register() -> None:
+    """Defines the operators; their schemas are those of the shape functions."""
+    global _library
+    if _library is not None:
+        return
+    package = __name__.rsplit(".", 2)[0]
+    families: list[Any] = [
+        importlib.import_module(f"{package}.triton_kernels.{name}") for name in ("pointwise", "softmax")
+    ]
+    library = torch.library.Library("fused_losses_triton", "FRAGMENT")
+    for name in fake.OPERATORS:
+        shapes = getattr(fake, name)
+        launcher = next(getattr(family, name) for family in families if hasattr(family, name))
+        mutated = ("logits",) if name.endswith("_") else ()
+        library.define(name + torch.library.infer_schema(shapes, mutates_args=mutated))
+        library.impl(name, launcher, "CPU" if interpreting() else "CUDA")
+        torch.library.register_fake(f"fused_losses_triton::{name}", shapes, lib=library)
+    _library = library

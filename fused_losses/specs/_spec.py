@@ -10,6 +10,14 @@ import torch
 from torch import Tensor, nn
 
 
+def convert(tensor: Tensor, dtype: torch.dtype, device: str | torch.device | None = None) -> Tensor:
+    """A copy in a dtype and on a device with the strides, the offset and the unused memory of the original."""
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    flat = tensor.detach().as_strided((elements,), (1,), 0)
+    moved = flat.to(device or tensor.device, dtype, copy=True)
+    return moved.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call of a loss: ``loss(**options)(*tensors, **extras)``; floating tensors are fp64 until cast."""
@@ -25,7 +33,7 @@ class Sample:
         def cast(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            return convert(value, dtype if value.is_floating_point() else value.dtype, device)
 
         def cast_all(values: Mapping[str, Any]) -> dict[str, Any]:
             return {name: cast(value) for name, value in values.items()}

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..specs import Sample
-from .accuracy import Comparison
-from .checks import CHECKS, Fault, Loss, make_case
+from .case import Loss, make_case
+from .checks import CHECKS, OPTIONAL_CHECKS
+from .memory import peak_bytes
 from .report import Report, Result
 
-__all__ = ["CHECKS", "Report", "Sample", "check_loss"]
+__all__ = ["CHECKS", "OPTIONAL_CHECKS", "Report", "Result", "Sample", "check_loss", "peak_bytes"]
 
 
 def check_loss(
@@ -26,8 +27,9 @@ def check_loss(
 ) -> Report:
     """Checks a loss against its plain-torch reference: accuracy, gradients, layouts, compile and more.
 
-    The error of a value or gradient against fp64 may be 1.5 times the reference's own in the same dtype, plus
-    4 units in the last place (32 in fp64, whose truth is itself rounded).
+    A value or gradient may be off from fp64 truth by 1.5 times what the reference is off in the same dtype, plus
+    4 units in the last place (32 in fp64, whose truth is itself rounded); NaN and infinity must stand exactly
+    where truth has them.
 
     Args:
         loss: a module or function of tensors that returns a tensor; floating buffers of a module are cast to
@@ -36,7 +38,7 @@ def check_loss(
         samples: tuples of tensors to call the loss with, or :class:`Sample` for keyword arguments and names.
             Floating tensors are cast to each dtype; pass fp64 to have the most to round from.
         dtypes: the dtypes to check in.
-        checks: names out of ``fused_losses.testing.CHECKS``; None runs all.
+        checks: names out of ``CHECKS`` and ``OPTIONAL_CHECKS``; None runs all of ``CHECKS``.
         raise_on_fault: raises at the end if a check did not hold; else only the report says so.
 
     Returns:
@@ -51,14 +53,20 @@ def check_loss(
         >>> from fused_losses.testing import check_loss
         >>> def mine(x, t):
         ...     return (x - t).square().mean()
-        >>> report = check_loss(mine, torch.nn.MSELoss(), [(torch.randn(4), torch.randn(4))], checks=["value"])
+        >>> pair = torch.randn(4, 3), torch.randn(4, 3)
+        >>> report = check_loss(mine, torch.nn.MSELoss(), [pair], checks=["value", "gradient", "double_backward"])
         >>> report.ok
         True
+        >>> def wrong(x, t):
+        ...     return (x - t.detach()).square().mean()  # forgets that the target may require grad
+        >>> check_loss(wrong, torch.nn.MSELoss(), [pair], checks=["gradient"], raise_on_fault=False).ok
+        False
     """
+    known = {**CHECKS, **OPTIONAL_CHECKS}
     names = list(CHECKS) if checks is None else list(checks)
-    unknown = set(names) - set(CHECKS)
+    unknown = set(names) - set(known)
     if unknown:
-        raise ValueError(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+        raise ValueError(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     named = [
         sample if isinstance(sample, Sample) else Sample(f"sample {i}", tuple(sample))
         for i, sample in enumerate(samples)
@@ -70,15 +78,12 @@ def check_loss(
 
 
 def _run_check(name: str, dtype: torch.dtype, loss: Loss, reference: Loss, samples: Sequence[Sample]) -> Result:
+    check = CHECKS.get(name) or OPTIONAL_CHECKS[name]
     result = Result(name, dtype)
     for sample in samples:
         try:
-            case = make_case(loss, reference, sample.tensors, sample.extras, dtype)
-            for comparison in CHECKS[name](case):
-                result.add(sample.name, comparison)
-        except Exception as error:
-            kind = "" if isinstance(error, Fault) else f"{type(error).__name__}: "
-            result.add(
-                sample.name, Comparison(0.0, 0.0, f"{kind}{str(error).splitlines()[0] if str(error) else ''}")
-            )
+            result.add(sample.name, check(make_case(loss, reference, sample, dtype)))
+        except Exception as error:  # whatever a loss raises is a finding
+            text = str(error).strip().splitlines()
+            result.add_exception(sample.name, f"{type(error).__name__}: {text[0] if text else ''}", error)
     return result

@@ -86,7 +86,10 @@ def _identical(a: Tensor, b: Tensor) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same bits; any NaN equals any other."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(_identical(a, b).all())
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    same_zero = torch.signbit(a) == torch.signbit(b)
+    return bool((_identical(a, b) & (same_zero | a.isnan())).all())
 
 
 def _describe(tensor: Tensor) -> str:

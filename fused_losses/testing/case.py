@@ -80,7 +80,11 @@ def upstream_like(value: Tensor, upstream: Upstream) -> Tensor:
 
 
 def run(
-    loss: Loss, tensors: Sequence[Tensor], extras: Mapping[str, Any], needed: Sequence[int], upstream: Upstream = 1.0
+    loss: Loss,
+    tensors: Sequence[Tensor],
+    extras: Mapping[str, Any],
+    needed: Sequence[int],
+    upstream: Upstream = 1.0,
 ) -> list[Tensor]:
     """The loss and its gradients with respect to some inputs."""
     arguments = leaves(tensors, needed)

@@ -1,276 +1,292 @@
-"""One function per check. Each raises :class:`Fault`, or returns the comparisons it made."""
+"""One function per check: each returns the comparisons it made, or None where it does not apply to a case."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .accuracy import Comparison, compare
+from .accuracy import FACTOR, Comparison, compare, fault, same_bits
+from .case import Case, Loss, Upstream, leaves, run, upstream_like
+from .layouts import LAYOUTS
+from .memory import peak_bytes
+from .transforms import TRANSFORMS
 
-Loss = Callable[..., Tensor]
-
-
-class Fault(AssertionError):
-    """A check that did not hold."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A loss on one sample in one dtype, with its reference there and in fp64."""
-
-    loss: Loss
-    reference: Loss
-    truth: Loss
-    tensors: tuple[Tensor, ...]
-    extras: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def floating(self) -> tuple[int, ...]:
-        return tuple(i for i, tensor in enumerate(self.tensors) if tensor.is_floating_point())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensors[0].dtype
+Comparisons = list[Comparison] | None
+Run = Callable[[Loss, Case], Sequence[Tensor]]
 
 
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def against_truth(case: Case, how: Run) -> list[Comparison]:
+    """Runs the loss, its reference and the truth in one way and compares each result."""
+    wide = case.in_double()
+    results = how(case.loss, case), how(case.reference, case), how(case.truth, wide)
+    return [compare(*three) for three in zip(*results)]
 
 
-def _leaves(tensors: Sequence[Tensor], needed: Sequence[int]) -> list[Tensor]:
-    """Copies in the same memory layout, of which some require grad."""
-    copies = []
-    for i, tensor in enumerate(tensors):
-        fresh = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-        copies.append(fresh.copy_(tensor) if _is_dense(tensor) else tensor.detach().clone())
-        copies[-1].requires_grad_(i in needed)
-    return copies
+def _gradients(case: Case, needed: Sequence[int], upstream: Upstream = 1.0) -> list[Comparison]:
+    return against_truth(case, lambda loss, c: run(loss, c.tensors, c.extras, needed, upstream))
 
 
-def _is_dense(tensor: Tensor) -> bool:
-    return all(stride > 0 for size, stride in zip(tensor.shape, tensor.stride()) if size > 1)
+def _same(what: str, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Comparison]:
+    return [
+        Comparison(0.0, 0.0)
+        if same_bits(a, b)
+        else fault(f"{what} differs by up to {float((a.double() - b.double()).abs().max()):.3g}")
+        for a, b in zip(first, second)
+    ]
 
 
-def run(
-    loss: Loss,
-    tensors: Sequence[Tensor],
-    extras: Mapping[str, Any],
-    needed: Sequence[int],
-    upstream: float | Tensor = 1.0,
-) -> list[Tensor]:
-    """The loss and its gradients with respect to some inputs."""
-    leaves = _leaves(tensors, needed)
-    value = loss(*leaves, **extras)
-    if not needed:
-        return [value]
-    each = isinstance(upstream, Tensor)
-    grad_output = upstream.to(value.dtype) if each else torch.full_like(value, upstream)
-    return [value.detach(), *torch.autograd.grad(value, [leaves[i] for i in needed], grad_output)]
-
-
-def _against_truth(case: Case, needed: Sequence[int], upstream: float | Tensor = 1.0) -> list[Comparison]:
-    ours = run(case.loss, case.tensors, case.extras, needed, upstream)
-    reference = run(case.reference, case.tensors, case.extras, needed, upstream)
-    wide = {name: _double(value) for name, value in case.extras.items()}
-    truth = run(case.truth, [_double(tensor) for tensor in case.tensors], wide, needed, upstream)
-    return [compare(*three) for three in zip(ours, reference, truth)]
-
-
-def value(case: Case) -> list[Comparison]:
+def value(case: Case) -> Comparisons:
     """The loss is as accurate as the reference."""
     with torch.no_grad():
-        return _against_truth(case, ())
+        return _gradients(case, ())
 
 
-def gradient(case: Case) -> list[Comparison]:
+def gradient(case: Case) -> Comparisons:
     """So are its gradients, for every input that the reference differentiates."""
-    return _against_truth(case, case.floating)
+    return _gradients(case, case.floating)
 
 
-def upstream(case: Case) -> list[Comparison]:
+def upstream(case: Case) -> Comparisons:
     """Gradients follow any upstream gradient: small, large, zero, and one of its own for each element."""
     shape = case.reference(*case.tensors, **case.extras).shape
-    generator = torch.Generator().manual_seed(0)
-    each = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
-    factors: list[float | Tensor] = [0.25, 3.0, 0.0, each.to(case.tensors[0].device)]
-    if case.dtype not in (torch.bfloat16, torch.float16):
+    each = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    factors: list[Upstream] = [0.25, 3.0, 0.0, each, -each]
+    if torch.finfo(case.dtype).max > 65536.0:
         factors.append(65536.0)
-    return [c for factor in factors for c in _against_truth(case, case.floating, factor)]
+    return [c for factor in factors for c in _gradients(case, case.floating, factor)]
 
 
-def subsets(case: Case) -> list[Comparison]:
+def linearity(case: Case) -> Comparisons:
+    """Four times the upstream gradient is four times the gradient, to the last bits."""
+    ours, theirs = _nonlinearity(case.loss, case), _nonlinearity(case.reference, case)
+    return [Comparison(a, FACTOR * b + granted) for (a, granted), (b, _) in zip(ours, theirs)]
+
+
+def _nonlinearity(loss: Loss, case: Case) -> list[tuple[float, float]]:
+    """How far each gradient is from four times another, and the rounding of the largest."""
+    small, large = (run(loss, case.tensors, case.extras, case.floating, factor)[1:] for factor in (0.5, 2.0))
+    results = []
+    for once, scaled in zip(small, large):
+        expected = once.double() * 4.0
+        error = (scaled.double() - expected).nan_to_num(0.0, 0.0, 0.0).abs()
+        scale = expected.nan_to_num(0.0, 0.0, 0.0).abs()
+        largest = [float(t.max()) if t.numel() else 0.0 for t in (error, scale)]
+        results.append((largest[0], largest[1] * torch.finfo(case.dtype).eps))
+    return results
+
+
+def subsets(case: Case) -> Comparisons:
     """Every subset of the inputs may require grad."""
+    if len(case.floating) < 2:
+        return None
     choices = [s for n in range(1, len(case.floating)) for s in combinations(case.floating, n)]
-    return [comparison for chosen in choices for comparison in _against_truth(case, chosen)]
+    return [comparison for chosen in choices for comparison in _gradients(case, chosen)]
 
 
-def repeated_backward(case: Case) -> list[Comparison]:
-    """A second backward through a retained graph gives the same bits."""
-    leaves = _leaves(case.tensors, case.floating)
-    loss = case.loss(*leaves, **case.extras)
-    wanted = [leaves[i] for i in case.floating]
-    runs = [torch.autograd.grad(loss, wanted, torch.full_like(loss, 3.0), retain_graph=True) for _ in range(2)]
-    _same_bits("a second backward", *runs)
-    return []
+def repeated_backward(case: Case) -> Comparisons:
+    """A second backward through a retained graph gives the same bits, also after one with another upstream."""
+    arguments = leaves(case.tensors, case.floating)
+    loss = case.loss(*arguments, **case.extras)
+    wanted = [arguments[i] for i in case.floating]
+    first, _, again = (
+        torch.autograd.grad(loss, wanted, upstream_like(loss, factor), retain_graph=True)
+        for factor in (3.0, 0.5, 3.0)
+    )
+    return _same("a second backward", again, first)
 
 
-def deterministic(case: Case) -> list[Comparison]:
-    """Two runs give the same bits."""
-    runs = [run(case.loss, case.tensors, case.extras, case.floating) for _ in range(2)]
-    _same_bits("a second run", *runs)
-    return []
+def deterministic(case: Case) -> Comparisons:
+    """Two runs give the same bits, on one thread or two."""
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (threads, threads, 1, 2):
+            torch.set_num_threads(count)
+            runs.append(run(case.loss, case.tensors, case.extras, case.floating))
+    finally:
+        torch.set_num_threads(threads)
+    return [comparison for other in runs[1:] for comparison in _same("another run", other, runs[0])]
 
 
-def _same_bits(what: str, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    for a, b in zip(first, second):
-        if not torch.equal(a.nan_to_num(nan=1234.5), b.nan_to_num(nan=1234.5)):
-            raise Fault(f"{what} differs by up to {float((a - b).abs().max()):.3g}")
+def unmutated(case: Case) -> Comparisons:
+    """Inputs keep their bits, and so does memory between the elements of a strided input."""
+    arguments = leaves(case.tensors, case.floating)
+    memories = [_memory_of(argument) for argument in arguments]
+    before = [memory.clone() for memory in memories]
+    versions = [argument._version for argument in arguments]
+    loss = case.loss(*arguments, **case.extras)
+    torch.autograd.grad(loss, [arguments[i] for i in case.floating], upstream_like(loss, 1.0))
+    if versions != [argument._version for argument in arguments]:
+        return [fault("an input was written to in place")]
+    return _same("an input after backward", memories, before)
 
 
-def unmutated(case: Case) -> list[Comparison]:
-    """Inputs keep their bits."""
-    leaves = _leaves(case.tensors, case.floating)
-    before = [leaf.detach().clone() for leaf in leaves]
-    loss = case.loss(*leaves, **case.extras)
-    torch.autograd.grad(loss, [leaves[i] for i in case.floating], torch.full_like(loss, 1.0))
-    _same_bits("an input after backward", [leaf.detach() for leaf in leaves], before)
-    return []
+def _memory_of(tensor: Tensor) -> Tensor:
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((elements,), (1,), 0)
 
 
-def no_grad(case: Case) -> list[Comparison]:
+def no_grad(case: Case) -> Comparisons:
     """Without gradients the value is the same and carries no graph."""
-    leaves = _leaves(case.tensors, case.floating)
-    expected = case.loss(*leaves, **case.extras).detach()
+    arguments = leaves(case.tensors, case.floating)
+    expected = case.loss(*arguments, **case.extras)
+    if case.floating and not expected.requires_grad:
+        return [fault("the loss does not require grad although its inputs do")]
+    comparisons = []
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            result = case.loss(*leaves, **case.extras)
+            result = case.loss(*arguments, **case.extras)
         if result.requires_grad:
-            raise Fault(f"under {mode.__name__} the loss requires grad")
-        _same_bits(f"the value under {mode.__name__}", [result], [expected])
-    return []
-
-
-def layouts(case: Case) -> list[Comparison]:
-    """Strided, offset and expanded inputs give what contiguous ones give."""
-    comparisons = []
-    for rearrange in (_permuted, _spread, _shifted):
-        moved = tuple(rearrange(tensor) for tensor in case.tensors)
-        comparisons += gradient(Case(case.loss, case.reference, case.truth, moved, case.extras))
+            return [fault(f"under {mode.__name__} the loss requires grad")]
+        comparisons += _same(f"the value under {mode.__name__}", [result], [expected.detach()])
     return comparisons
 
 
-def _permuted(tensor: Tensor) -> Tensor:
-    order = list(range(tensor.ndim))[::-1]
-    return tensor.permute(order).contiguous().permute(order)
+def layouts(case: Case) -> Comparisons:
+    """Permuted, spread, offset and expanded inputs are as accurate as contiguous ones."""
+    moved = [case.rearranged(layout, only) for layout in LAYOUTS for only in (None, 0)]
+    return [comparison for other in moved for comparison in _gradients(other, other.floating)]
 
 
-def _spread(tensor: Tensor) -> Tensor:
-    wide = tensor.new_zeros([2 * size for size in tensor.shape])
-    view = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
-    return view.copy_(tensor)
-
-
-def _shifted(tensor: Tensor) -> Tensor:
-    return tensor.new_zeros(tensor.numel() + 3)[3:].view(tensor.shape).copy_(tensor)
-
-
-def double_backward(case: Case) -> list[Comparison]:
-    """A penalty on the gradient has the right gradient, judged in fp64."""
+def double_backward(case: Case) -> Comparisons:
+    """A penalty on the gradients has the right gradient."""
     if not torch.isfinite(case.reference(*case.tensors, **case.extras)).all():
-        return []
-    needed = case.floating[:1]
-
-    def penalty(loss: Loss) -> list[Tensor]:
-        tensors = [_double(tensor) for tensor in case.tensors]
-        extras = {name: _double(value) for name, value in case.extras.items()}
-        leaves = _leaves(tensors, needed)
-        result = loss(*leaves, **extras).sum()
-        (first,) = torch.autograd.grad(result, [leaves[i] for i in needed], create_graph=True)
-        if not first.requires_grad:
-            return [torch.zeros_like(first)]
-        second = torch.autograd.grad(first.square().sum(), [leaves[i] for i in needed], allow_unused=True)
-        return [torch.zeros_like(first) if g is None else g for g in second]
-
-    truth = penalty(case.truth)
-    return [compare(*three) for three in zip(penalty(_cast(case.loss, torch.float64)), truth, truth)]
+        return None
+    return against_truth(case, _penalty)
 
 
-def compiled(case: Case) -> list[Comparison]:
-    """torch.compile(fullgraph=True) gives the eager result, with static and with dynamic shapes."""
-    expected = run(case.loss, case.tensors, case.extras, case.floating)
-    for dynamic in (False, True):
-        torch.compiler.reset()
-        function = torch.compile(
-            lambda *tensors: case.loss(*tensors, **case.extras),
-            fullgraph=True,
-            backend="aot_eager",
-            dynamic=dynamic,
-        )
-        result = run(function, case.tensors, {}, case.floating)
-        for a, b in zip(result, expected):
-            if not torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-7, equal_nan=True):
-                raise Fault(f"compiled with dynamic={dynamic} it differs by {float((a - b).abs().max()):.3g}")
-    return []
+def _penalty(loss: Loss, case: Case) -> list[Tensor]:
+    arguments = leaves(case.tensors, case.floating)
+    wanted = [arguments[i] for i in case.floating]
+    result = loss(*arguments, **case.extras).sum()
+    first = torch.autograd.grad(result, wanted, create_graph=True)
+    penalty = sum((g.square().sum() for g in first), start=torch.zeros_like(result))
+    if not penalty.requires_grad:
+        return [torch.zeros_like(g) for g in first]
+    second = torch.autograd.grad(penalty, wanted, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for g, a in zip(second, wanted)]
 
 
-def copies(case: Case) -> list[Comparison]:
+def gradcheck(case: Case) -> Comparisons:
+    """Gradients and their gradients agree with finite differences, where the reference's do; in fp64 only."""
+    if case.dtype is not torch.float64:
+        return None
+    checks: tuple[Callable[..., bool], ...] = (torch.autograd.gradcheck, torch.autograd.gradgradcheck)
+    comparisons: list[Comparison] = []
+    for index in case.floating:
+        for check in checks:
+            if _agrees(check, case.reference, case, index):
+                agrees = _agrees(check, case.loss, case, index)
+                comparisons.append(Comparison(0.0, 0.0) if agrees else fault(f"{check.__name__} of input {index}"))
+    return comparisons or None
+
+
+def _agrees(check: Callable[..., bool], loss: Loss, case: Case, index: int) -> bool:
+    def of_one(tensor: Tensor) -> Tensor:
+        arguments = [tensor if i == index else t for i, t in enumerate(case.tensors)]
+        return loss(*arguments, **case.extras)
+
+    start = case.tensors[index].clone(memory_format=torch.contiguous_format).requires_grad_()
+    try:
+        return check(of_one, (start,), fast_mode=True, raise_exception=False)
+    except (RuntimeError, ValueError):  # a finite difference may leave the domain
+        return False
+
+
+def transforms(case: Case) -> Comparisons:
+    """torch.func's grad, vmap and jvp, and batched and compiled gradients, where the reference has them."""
+    comparisons = []
+    for transform in TRANSFORMS:
+        try:
+            transform(case.reference, case)
+        except (RuntimeError, NotImplementedError):
+            continue
+        comparisons += against_truth(case, transform)
+    return comparisons or None
+
+
+def copies(case: Case) -> Comparisons:
     """A module survives deepcopy, pickle and its own state_dict with its value."""
     if not isinstance(case.loss, nn.Module):
-        return []
+        return None
     expected = case.loss(*case.tensors, **case.extras)
     copied = copy.deepcopy(case.loss)
     copied.load_state_dict(case.loss.state_dict())
     buffer = io.BytesIO()
     pickle.dump(case.loss, buffer)
-    for twin in (copied, pickle.loads(buffer.getvalue())):
-        _same_bits("a copy of the module", [twin(*case.tensors, **case.extras)], [expected])
-    return []
+    twins = copied, pickle.loads(buffer.getvalue()), copied.to(case.tensors[0].device)
+    results = [twin(*case.tensors, **case.extras) for twin in twins]
+    return _same("a copy of the module", results, [expected] * len(results))
 
 
-def _cast(loss: Loss, dtype: torch.dtype) -> Loss:
-    """The loss with a module's floating buffers and parameters in a dtype."""
-    return copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+def compiled(case: Case) -> Comparisons:
+    """torch.compile(fullgraph=True) is as accurate, with static and with dynamic shapes."""
+    comparisons = []
+    for dynamic in (False, True):
+        torch.compiler.reset()
+
+        def through_compile(loss: Loss, c: Case, dynamic: bool = dynamic) -> list[Tensor]:
+            if loss is case.loss:
+                loss = torch.compile(_plain_function(loss), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+            return run(loss, c.tensors, c.extras, c.floating)
+
+        comparisons += against_truth(case, through_compile)
+    return comparisons
 
 
-CHECKS: dict[str, Callable[[Case], list[Comparison]]] = {
-    check.__name__: check
-    for check in (
-        value,
-        gradient,
-        upstream,
-        subsets,
-        repeated_backward,
-        double_backward,
-        layouts,
-        deterministic,
-        unmutated,
-        no_grad,
-        copies,
-        compiled,
-    )
-}
+def _plain_function(loss: Loss) -> Loss:
+    return lambda *tensors, **extras: loss(*tensors, **extras)
 
 
-def make_case(
-    loss: Loss, reference: Loss, tensors: Sequence[Tensor], extras: Mapping[str, Any], dtype: torch.dtype
-) -> Case:
-    """A case in a dtype, from a loss and a sample in any floating dtype."""
+def memory(case: Case) -> Comparisons:
+    """Beyond its result and the gradients, a loss needs an eighth of the inputs at most; give it large samples."""
+    device = str(case.tensors[0].device)
+    slack = 2**14 + sum(tensor.nbytes for tensor in case.tensors) // 8
+    arguments = leaves(case.tensors, case.floating)
+    result = case.loss(*arguments, **case.extras).detach()
+    each = upstream_like(result, 1.0)
+    wanted = [arguments[i] for i in case.floating]
 
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return case.loss(*arguments, **case.extras)
 
-    return Case(
-        _cast(loss, dtype),
-        _cast(reference, dtype),
-        _cast(_cast(reference, dtype), torch.float64),  # of the weights as the dtype rounds them
-        tuple(cast(tensor) for tensor in tensors),
-        {name: cast(value) for name, value in extras.items()},
-    )
+    def both() -> Sequence[Tensor]:
+        return torch.autograd.grad(case.loss(*arguments, **case.extras), wanted, each)
+
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in wanted)
+    return [
+        Comparison(float(peak_bytes(forward, device)), float(result.nbytes + slack)),
+        Comparison(float(peak_bytes(both, device)), float(result.nbytes + gradients + slack)),
+    ]
+
+
+def _named(*checks: Callable[[Case], Comparisons]) -> dict[str, Callable[[Case], Comparisons]]:
+    return {check.__name__: check for check in checks}
+
+
+CHECKS = _named(
+    value,
+    gradient,
+    upstream,
+    linearity,
+    subsets,
+    repeated_backward,
+    double_backward,
+    gradcheck,
+    transforms,
+    layouts,
+    deterministic,
+    unmutated,
+    no_grad,
+    copies,
+    compiled,
+)
+# Asked for by name only: a loss in plain torch is right without it.
+OPTIONAL_CHECKS = _named(memory)

@@ -38,7 +38,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """The cell of the table: ok or FAULT and the share of the error budget that was used, - for nothing to do."""
+        """The cell of the table: ok or FAULT, and the share of the error budget that was used."""
         if not self.applied:
             return "-"
         used = f" {self.worst.ratio:.2f}" if self.worst_sample else ""

@@ -67,9 +67,11 @@ def choose_backend(backend: str | None, input: Tensor, *others: Tensor | None) -
     The reference runs what kernels cannot: torch.func transforms, forward-mode AD, sparse layouts, and
     tensor subclasses with a dispatch of their own.
     """
+    if torch._C._are_functorch_transforms_active():
+        return "reference"
     if torch.compiler.is_compiling():
         return resolve(input.device.type, input.dtype, backend)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return "reference"
     for tensor in (input, *others):
         if tensor is not None and not _is_plain(tensor):

@@ -259,7 +259,7 @@ def _check_weights(input: Tensor, weight: Tensor | None, sample_weight: Tensor |
             raise RuntimeError(
                 f"weight must have one value for each of the {classes} classes, got shape {tuple(weight.shape)}"
             )
-        if weight.dtype not in (input.dtype, output_dtype(input)):
+        if weight.dtype is not input.dtype and not torch.is_autocast_enabled(input.device.type):
             raise RuntimeError(
                 f"weight must have the logits' dtype {input.dtype}, got {weight.dtype}: weight.to(logits.dtype)"
             )
@@ -372,7 +372,10 @@ class CrossEntropyFunction(torch.autograd.Function):
         if wants_graph():
             loss = partial(_by_reference, weight, sample_weight, ctx.options, ctx.reduction)
             gradients = reference_gradients(
-                lambda *tensors: loss(*tensors).to(ctx.out_dtype), (input, target), needed, grad_output
+                lambda x, t: loss(x.to(ctx.out_dtype), t.to(ctx.out_dtype) if t.is_floating_point() else t),
+                (input, target),
+                needed,
+                grad_output,
             )
         else:
             gradients = _gradients(ctx, grad_output, needed)

@@ -18,7 +18,7 @@ from torch import Tensor
 def reduce(values: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     """Weights per-element losses and reduces them: none, sum, or mean over the number of elements."""
     if weight is not None:
-        values = (values * weight).to(values.dtype)
+        values = (values * weight.expand(values.shape)).to(values.dtype)
     if reduction == "none":
         return values
     return values.sum() if reduction == "sum" else values.mean()

@@ -63,6 +63,7 @@ def pointwise_loss(
         input, target = torch.broadcast_tensors(input, target)
     if sample_weight is not None:
         weight = sample_weight if weight is None else weight * sample_weight
+    weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
     if normalizer is not None:
         fused_sum = partial(
             pointwise_loss,
@@ -83,7 +84,6 @@ def pointwise_loss(
         return _by_reference(
             formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype)
         )
-    weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return PointwiseFunction.apply(
             input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend
@@ -106,7 +106,11 @@ def _requires_grad(tensor: Tensor | None) -> bool:
 
 
 def _expanded(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:
-    if tensor is None or tensor.shape == input.shape:
+    if tensor is None:
+        return None
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        tensor = tensor.to(input.dtype)  # a mask
+    if tensor.shape == input.shape:
         return tensor
     try:
         return tensor.expand(input.shape)
@@ -165,7 +169,7 @@ class PointwiseFunction(torch.autograd.Function):
         if wants_graph():
             loss = partial(_by_reference, ctx.formula, ctx.a, ctx.b, ctx.reduction, weight, pos_weight)
             gradients = reference_gradients(
-                lambda *tensors: loss(*tensors).to(ctx.out_dtype), (input, target), needed, grad_output
+                lambda *tensors: loss(*(t.to(ctx.out_dtype) for t in tensors)), (input, target), needed, grad_output
             )
         else:
             backward = KERNELS[ctx.backend].pointwise_backward

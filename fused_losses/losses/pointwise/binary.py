@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .._common import reduction_name
@@ -182,11 +183,7 @@ def binary_cross_entropy(
         tensor(0.6931)
     """
     reduction = reduction_name(size_average, reduce, reduction)
-    _check_target(input, target)
-    if input.dtype != target.dtype:
-        raise RuntimeError(
-            f"input is {input.dtype} and target {target.dtype}; give them one dtype: target.to(input.dtype)"
-        )
+    _check_target(input, target, one_dtype=True)
     return pointwise_loss("bce", input, target, reduction=reduction, weight=weight, **extras)
 
 
@@ -246,7 +243,7 @@ def sigmoid_focal_loss(
     )
 
 
-def _check_target(input: Tensor, target: Tensor) -> None:
+def _check_target(input: Tensor, target: Tensor, one_dtype: bool = False) -> None:
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         return  # check_tensors names the culprit
     if target.shape != input.shape:
@@ -256,3 +253,7 @@ def _check_target(input: Tensor, target: Tensor) -> None:
         )
     if not target.is_floating_point():
         raise RuntimeError(f"target must be floating, got {target.dtype}; convert it: target.to(input.dtype)")
+    if one_dtype and input.dtype != target.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise RuntimeError(
+            f"input is {input.dtype} and target {target.dtype}; give them one dtype: target.to(input.dtype)"
+        )

@@ -2,6 +2,6 @@
 
 if __name__ == "triton_kernels":
     raise ImportError(
-        "this folder is the source of fused_losses.triton_kernels, not the Triton project's triton_kernels package; "
+        "this folder is the source of fused_losses.triton_kernels, not Triton's triton_kernels package; "
         "keep the root of the repository off sys.path"
     )

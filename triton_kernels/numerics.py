@@ -14,16 +14,12 @@ def log1p(x):
 
 @triton.jit
 def expm1(x):
-    p = 1.0 / 3628800.0
-    p = p * x + 1.0 / 362880.0
-    p = p * x + 1.0 / 40320.0
-    p = p * x + 1.0 / 5040.0
-    p = p * x + 1.0 / 720.0
-    p = p * x + 1.0 / 120.0
-    p = p * x + 1.0 / 24.0
-    p = p * x + 1.0 / 6.0
-    p = p * x + 0.5
-    return tl.where(tl.abs(x) < 0.35, p * x * x + x, tl.exp(x) - 1.0)
+    # x (1 + x/2 (1 + x/3 (...))) where exp(x) - 1 would cancel.
+    terms: tl.constexpr = 16 if x.dtype == tl.float64 else 9
+    series = tl.full(x.shape, 1.0, x.dtype)
+    for i in tl.static_range(terms - 1):
+        series = 1.0 + series * x * (1.0 / (terms - i))
+    return tl.where(tl.abs(x) < 0.35, x * series, tl.exp(x) - 1.0)
 
 
 @triton.jit

@@ -128,8 +128,8 @@ def forward_kernel(
     pos_weight,
     out,
     numel,
-    a,
-    b,
+    a: tl.float64,
+    b: tl.float64,
     FORMULA: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_POS_WEIGHT: tl.constexpr,
@@ -138,7 +138,8 @@ def forward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Weighted values of a block, or their sum in out[program]."""
-    accumulate = tl.float64 if WIDE else tl.float32
+    accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
+    a, b = tl.cast(a, accumulate), tl.cast(b, accumulate)
     program = tl.program_id(0)
     index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < numel
@@ -159,7 +160,7 @@ def forward_kernel(
 @triton.jit
 def sum_kernel(partial, out, count, numel, MEAN: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """One program adds the partial sums, in an order that never changes."""
-    accumulate = tl.float64 if WIDE else tl.float32
+    accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     total = tl.zeros((BLOCK,), accumulate)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -180,8 +181,8 @@ def backward_kernel(
     grad_input,
     grad_target,
     numel,
-    a,
-    b,
+    a: tl.float64,
+    b: tl.float64,
     FORMULA: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_POS_WEIGHT: tl.constexpr,
@@ -191,7 +192,8 @@ def backward_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    accumulate = tl.float64 if WIDE else tl.float32
+    accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
+    a, b = tl.cast(a, accumulate), tl.cast(b, accumulate)
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < numel
     x = tl.load(input + index, mask=mask, other=0.5).to(accumulate)

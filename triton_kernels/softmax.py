@@ -4,6 +4,8 @@ Where classes are adjacent in memory a tile is one row and long blocks; where pi
 blocks: the same kernels, coalesced either way.
 """
 
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -70,10 +72,10 @@ def forward_kernel(
     target_class,
     target_pixel,
     ignore_index,
-    smoothing,
-    z_loss,
-    softcap,
-    temperature,
+    smoothing: tl.float64,
+    z_loss: tl.float64,
+    softcap: tl.float64,
+    temperature: tl.float64,
     LABELS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_SAMPLE_WEIGHT: tl.constexpr,
@@ -85,6 +87,8 @@ def forward_kernel(
 ):
     """Loss, denominator weight, maximum and log-sum of each row of a tile."""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
+    smoothing, z_loss = tl.cast(smoothing, accumulate), tl.cast(z_loss, accumulate)
+    softcap, temperature = tl.cast(softcap, accumulate), tl.cast(temperature, accumulate)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     offsets = row_offsets(row, pixels, stride_outer, stride_pixel)
@@ -183,10 +187,10 @@ def backward_kernel(
     out_class,
     out_pixel,
     ignore_index,
-    smoothing,
-    z_loss,
-    softcap,
-    temperature,
+    smoothing: tl.float64,
+    z_loss: tl.float64,
+    softcap: tl.float64,
+    temperature: tl.float64,
     LABELS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_SAMPLE_WEIGHT: tl.constexpr,
@@ -200,6 +204,8 @@ def backward_kernel(
 ):
     """Gradients of the rows of a tile with respect to the logits, or to the class probabilities."""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
+    smoothing, z_loss = tl.cast(smoothing, accumulate), tl.cast(z_loss, accumulate)
+    softcap, temperature = tl.cast(softcap, accumulate), tl.cast(temperature, accumulate)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     offsets = row_offsets(row, pixels, stride_outer, stride_pixel)
@@ -272,7 +278,7 @@ def class_strides(tensor):
         return (tensor.stride(0), tensor.stride(1), 0), 1
     sizes, strides = tensor.shape[2:], tensor.stride()[2:]
     kept = [(size, stride) for size, stride in zip(sizes, strides) if size != 1]
-    for (_, outer), (size, inner) in zip(kept, kept[1:]):
+    for (_, outer), (size, inner) in pairwise(kept):
         if outer != size * inner:
             return None
     pixels = 1

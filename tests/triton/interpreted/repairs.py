@@ -1,0 +1,73 @@
+"""Makes Triton's interpreter say what a GPU says: rounding of bf16, fp64 scalars, NaN in maxima, log(0).
+
+Imported by conftest before any kernel. test_repairs.py fails if Triton's internals change under it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+Handle, Builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+stock_cast, stock_binary, stock_unary = Builder.cast_impl, Builder.binary_op, Builder.unary_op
+stock_convert, stock_sum = interpreter._implicit_cvt, interpreter.ReduceOps.sum
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits of fp32 values in bf16, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16)).reshape(np.shape(values))
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (np.asarray(bits, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def is_bfloat16(handle) -> bool:
+    return not isinstance(handle.dtype, tl.pointer_type) and handle.dtype.scalar == tl.bfloat16
+
+
+def widened(handle) -> np.ndarray:
+    return from_bfloat16(handle.data) if is_bfloat16(handle) else handle.data
+
+
+def cast(self, source, to):
+    if is_bfloat16(source):
+        values = from_bfloat16(source.data)
+        if to.scalar == tl.bfloat16:
+            return Handle(source.data, to.scalar)
+        return Handle(values.astype(interpreter._get_np_dtype(to)), to.scalar)
+    if to.scalar == tl.bfloat16:
+        return Handle(to_bfloat16(source.data.astype(np.float32)), to.scalar)
+    return stock_cast(self, source, to)
+
+
+def binary(self, left, right, operation):
+    if not (is_bfloat16(left) or is_bfloat16(right)):
+        return stock_binary(self, left, right, operation)
+    result = operation(widened(left), widened(right))
+    return Handle(result if result.dtype == bool else to_bfloat16(result), left.dtype.scalar)
+
+
+def unary(self, argument, operation):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if not is_bfloat16(argument):
+            return stock_unary(self, argument, operation)
+        return Handle(to_bfloat16(operation(widened(argument))), argument.dtype.scalar)
+
+
+def convert(argument):
+    if isinstance(argument, float):  # our kernels declare their scalars fp64; the interpreter would lose that
+        return tl.tensor(Handle(np.array([argument], dtype=np.float64), tl.float64), tl.float64)
+    return stock_convert(argument)
+
+
+def install() -> None:
+    Builder.cast_impl, Builder.binary_op, Builder.unary_op = cast, binary, unary
+    # The hardware's maximum drops NaN unless told otherwise.
+    Builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
+    Builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)
+    interpreter._implicit_cvt = convert
+    np.seterr(divide="ignore", invalid="ignore", over="ignore")  # a GPU gives inf and NaN without a word

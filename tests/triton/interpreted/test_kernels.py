@@ -20,7 +20,9 @@ def samples(spec):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_accuracy(spec, check):
     for sample in samples(spec):
-        check_loss(spec.build(sample, "triton"), spec.build(sample, "reference"), [sample], dtypes=DTYPES, checks=[check])
+        check_loss(
+            spec.build(sample, "triton"), spec.build(sample, "reference"), [sample], dtypes=DTYPES, checks=[check]
+        )
 
 
 @pytest.mark.parametrize("check", ["upstream", "layouts", "repeated_backward", "unmutated", "no_grad"])
@@ -29,7 +31,11 @@ def test_behaviour(spec, check):
     chosen = {"mean", "none", "everything_none", "probabilities_mean", "image", "both_weights"}
     for sample in [sample for sample in samples(spec) if sample.name.split("-")[0] in chosen][:6]:
         check_loss(
-            spec.build(sample, "triton"), spec.build(sample, "reference"), [sample], dtypes=(torch.float32,), checks=[check]
+            spec.build(sample, "triton"),
+            spec.build(sample, "reference"),
+            [sample],
+            dtypes=(torch.float32,),
+            checks=[check],
         )
 
 

@@ -1,0 +1,92 @@
+"""Every kernel compiles for six architectures: no spills, few registers, wide loads, shared memory that fits."""
+
+import pretend_driver
+import pytest
+import torch
+import triton
+
+from fused_losses.triton_kernels import pointwise, softmax
+
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # what a block may have
+FORMULAS = (
+    ("mse", 0.0, 0.0),
+    ("l1", 0.0, 0.0),
+    ("smooth_l1", 1.0, 0.0),
+    ("huber", 1.0, 0.0),
+    ("log_cosh", 0.0, 0.0),
+    ("charbonnier", 1e-12, 0.0),
+    ("bce", 0.0, 0.0),
+    ("bce_with_logits", 0.0, 0.0),
+    ("sigmoid_focal", 0.25, 2.0),
+)
+LOW = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(params=sorted(SHARED_KIB), ids=lambda architecture: f"sm_{architecture}")
+def gpu(request):
+    return request.param, pretend_driver.install(request.param)
+
+
+def check(gpu, wide, registers=255):
+    architecture, compiled = gpu
+    assert compiled
+    for kernel in compiled:
+        assert not kernel.spills, f"{kernel.name} spills: {kernel.stack} stack, {kernel.local} local"
+        assert kernel.registers <= registers, f"{kernel.name} takes {kernel.registers} registers"
+        assert kernel.shared <= SHARED_KIB[architecture] * 1024
+        if wide and kernel.name != "sum_kernel" and kernel.name != "finish_kernel":
+            assert kernel.wide_loads, f"{kernel.name} has no 128-bit loads"
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize(("formula", "a", "b"), FORMULAS, ids=lambda value: str(value))
+def test_pointwise(gpu, formula, a, b, dtype):
+    x, t, grad = torch.empty(4096, dtype=dtype), torch.empty(4096, dtype=dtype), torch.empty(())
+    pointwise.pointwise_forward(formula, x, t, None, None, a, b, "mean", dtype)
+    pointwise.pointwise_backward(formula, grad, x, t, None, None, a, b, "mean", True, False)
+    check(gpu, wide=True, registers=128)
+
+
+def cross_entropy(logits, target, weight=None, label_smoothing=0.0, softcap=0.0):
+    options = (-100, label_smoothing, 0.0, softcap, 1.0)
+    _, stats = softmax.cross_entropy_forward(logits, target, weight, None, "mean", *options, logits.dtype)
+    softmax.cross_entropy_backward(torch.empty(()), logits, target, weight, None, stats, "mean", *options)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_rows(gpu, dtype):
+    cross_entropy(torch.empty(4, 32000, dtype=dtype), torch.zeros(4, dtype=torch.long))
+    check(gpu, wide=True)
+
+
+def test_rows_with_every_option(gpu):
+    logits, weight = torch.empty(4, 32000, dtype=torch.bfloat16), torch.empty(32000)
+    cross_entropy(logits, torch.zeros(4, dtype=torch.long), weight, 0.1, 30.0)
+    check(gpu, wide=True)
+
+
+def test_probabilities(gpu):
+    logits = torch.empty(4, 32000)
+    cross_entropy(logits, torch.empty(4, 32000))
+    check(gpu, wide=True)
+
+
+def test_pixels(gpu):
+    cross_entropy(torch.empty(2, 21, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long))
+    check(gpu, wide=False)
+
+
+@pytest.mark.parametrize("fault", ["spill", "narrow"])
+def test_planted_faults_are_seen(fault, monkeypatch):
+    """A block too large for its warps spills; a row stride that is not divisible loads element by element."""
+    compiled = pretend_driver.install(90)
+    classes = 32000 if fault == "spill" else 32001
+    if fault == "spill":
+        monkeypatch.setattr(softmax, "tile_of", lambda classes, stride: (4, 32768))
+    cross_entropy(torch.empty(4, classes, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(AssertionError, match="spills" if fault == "spill" else "no 128-bit loads"):
+        check((90, compiled), wide=True)
+
+
+def test_versions_that_are_supported():
+    assert tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)

@@ -28,11 +28,12 @@ demo: $(STAMPS)/build $(STAMPS)/demo ## trains a small language model with torch
 test: $(STAMPS)/build $(STAMPS)/test $(STAMPS)/demo ## runs the whole suite
 	$(PY) -m pytest -n 2
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton/interpreted -n 2
+	$(PY) -m pytest tests/triton/compiled -n 2
 
 lint: $(STAMPS)/lint $(STAMPS)/build ## checks style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 	find csrc -type f | xargs $(dir $(PY))clang-format --dry-run -Werror
 
 bench: $(STAMPS)/build $(STAMPS)/demo ## measures this machine

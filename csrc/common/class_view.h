@@ -1,4 +1,5 @@
-// Tensors of shape (C), (N, C) or (N, C, d1, ...) as classes, pixels, and whatever does not merge into pixels.
+// Tensors of shape (C), (N, C) or (N, C, d1, ...) as classes, pixels, and whatever does not merge into
+// pixels.
 #pragma once
 #include "tensor.h"
 

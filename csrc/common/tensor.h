@@ -76,10 +76,9 @@ inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t ndim, 
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const int32_t index = device_type == aoti_torch_device_type_cpu() ? 0 : like.get_device_index();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(ndim, sizes, strides, torch::stable::detail::to<int32_t>(
-                                   torch::stable::detail::from(dtype)),
-                               device_type, index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      ndim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      device_type, index, &handle));
   Tensor result(handle);
   if (device_type == aoti_torch_device_type_cpu()) {
     ask_for_huge_pages(result.data_ptr(), result.numel() * element_size(dtype));
@@ -106,8 +105,7 @@ inline std::vector<int64_t> memory_order(const Tensor& tensor) {
   for (int64_t i = 0; i < static_cast<int64_t>(sizes.size()); ++i) {
     if (sizes[i] != 1) order.push_back(i);
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
   return order;
 }
 

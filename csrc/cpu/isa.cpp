@@ -1,5 +1,7 @@
 #include "../common/isa.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <cstdio>
 #include <cstdlib>
 
@@ -39,13 +41,9 @@ Isa isa() {
   return decided;
 }
 
-std::string isa_name() {
-  return isa() == Isa::Avx512 ? "avx512" : isa() == Isa::Avx2 ? "avx2" : "default";
-}
+std::string isa_name() { return isa() == Isa::Avx512 ? "avx512" : isa() == Isa::Avx2 ? "avx2" : "default"; }
 
 }  // namespace fused_losses
-
-#include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fused_losses, m) { m.def("cpu_capability() -> str"); }
 

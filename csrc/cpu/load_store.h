@@ -79,6 +79,7 @@ void store(Dtype dtype, const A* source, int64_t stride, int64_t n, void* out) {
       return store_each(source, stride, n, static_cast<uint16_t*>(out),
                         [](A x) { return to_bfloat16(float(x)); });
     case Dtype::Half:
-      return store_each(source, stride, n, static_cast<uint16_t*>(out), [](A x) { return to_half(float(x)); });
+      return store_each(source, stride, n, static_cast<uint16_t*>(out),
+                        [](A x) { return to_half(float(x)); });
   }
 }

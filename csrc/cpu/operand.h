@@ -16,7 +16,9 @@ inline Dtype dtype_of(ScalarType type) {
   }
 }
 
-inline int64_t element_size(Dtype dtype) { return dtype == Dtype::Double ? 8 : dtype == Dtype::Float ? 4 : 2; }
+inline int64_t element_size(Dtype dtype) {
+  return dtype == Dtype::Double ? 8 : dtype == Dtype::Float ? 4 : 2;
+}
 
 template <class A>
 constexpr Dtype kAccumulate = sizeof(A) == 8 ? Dtype::Double : Dtype::Float;

@@ -78,7 +78,8 @@ struct Scratch {
 
 // Calls body(begin, n, x, t, w, q) for the blocks of [begin, end); w includes the upstream gradient.
 template <class A, class Body>
-void for_each_block(const Inputs<A>& in, int64_t begin, int64_t end, Scratch<A>& scratch, A upstream, const Body& body) {
+void for_each_block(const Inputs<A>& in, int64_t begin, int64_t end, Scratch<A>& scratch, A upstream,
+                    const Body& body) {
   const auto& f = functions<A>();
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
@@ -158,8 +159,9 @@ void check_unit_interval(const Inputs<A>& in) {
       if (!f.in_unit_interval(in.t.block(i, n, f.load, scratch), n)) target_ok = false;
     }
   });
-  STD_TORCH_CHECK(input_ok, "all elements of input should be between 0 and 1; apply a sigmoid, or use "
-                            "BCEWithLogitsLoss");
+  STD_TORCH_CHECK(input_ok,
+                  "all elements of input should be between 0 and 1; apply a sigmoid, or use "
+                  "BCEWithLogitsLoss");
   STD_TORCH_CHECK(target_ok, "all elements of target should be between 0 and 1");
 }
 
@@ -192,12 +194,13 @@ void values_of(Formula formula, const Inputs<A>& in, Tensor& out) {
   char* data = static_cast<char*>(out.mutable_data_ptr());
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(A(1));
-    for_each_block<A>(in, begin, end, scratch, A(1), [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
-      char* destination = data + i * element_size(dtype);
-      const bool direct = dtype == kAccumulate<A>;
-      blocks.values(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch.out);
-      if (!direct) f.store(dtype, scratch.out, 1, n, destination);
-    });
+    for_each_block<A>(
+        in, begin, end, scratch, A(1), [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+          char* destination = data + i * element_size(dtype);
+          const bool direct = dtype == kAccumulate<A>;
+          blocks.values(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch.out);
+          if (!direct) f.store(dtype, scratch.out, 1, n, destination);
+        });
   });
 }
 
@@ -215,10 +218,12 @@ void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Output
   };
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(upstream);
-    for_each_block<A>(in, begin, end, scratch, upstream, [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
-      if (out.input) write(blocks.input_gradient, out.input, i, n, x, t, w, q, scratch.out);
-      if (out.target) write(blocks.target_gradient, out.target, i, n, x, t, w, q, scratch.out);
-    });
+    for_each_block<A>(in, begin, end, scratch, upstream,
+                      [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+                        if (out.input) write(blocks.input_gradient, out.input, i, n, x, t, w, q, scratch.out);
+                        if (out.target)
+                          write(blocks.target_gradient, out.target, i, n, x, t, w, q, scratch.out);
+                      });
   });
 }
 
@@ -232,7 +237,8 @@ A scalar_of(const Tensor& tensor) {
 // Fills the asked-for gradients, which share one memory order.
 template <class A>
 void backward_pass(const Call& call, const Tensor& grad_output, const Outputs& out) {
-  Operands operands(out.input ? *out.input : *out.target, call.input, call.target, call.weight, call.pos_weight);
+  Operands operands(out.input ? *out.input : *out.target, call.input, call.target, call.weight,
+                    call.pos_weight);
   const int upstream_index = operands.count;
   const bool unreduced = call.reduction == Reduction::None;
   if (unreduced) operands.add(grad_output);
@@ -272,8 +278,8 @@ Tensor pointwise_forward(const std::string& formula, const Tensor& input, const 
 std::tuple<Tensor, Tensor> pointwise_backward(const std::string& formula, const Tensor& grad_output,
                                               const Tensor& input, const Tensor& target,
                                               const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                                              double a, double b, const std::string& reduction, bool input_grad,
-                                              bool target_grad) {
+                                              double a, double b, const std::string& reduction,
+                                              bool input_grad, bool target_grad) {
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
   check_grad_output(call, grad_output);
   const ScalarType dtype = input.scalar_type();

@@ -71,13 +71,15 @@ std::tuple<Tensor, Tensor> forward(const SoftmaxCall& call, ScalarType out_dtype
   const SoftmaxProblem<A> problem(call, inputs_of(call));
   double denominator = static_cast<double>(problem.rows);
   if (call.has_labels()) {
-    denominator = checked_label_weights(call, [&](int64_t label) { return double(problem.weight_of(label)); });
+    denominator =
+        checked_label_weights(call, [&](int64_t label) { return double(problem.weight_of(label)); });
   }
   if (call.reduction != Reduction::Mean) denominator = 1.0;
   const bool unreduced = call.reduction == Reduction::None;
   Tensor loss = unreduced ? empty_contiguous(call.label_shape(), out_dtype, call.logits)
                           : empty_scalar(out_dtype, call.logits);
-  Tensor stats = empty_contiguous({2 * problem.rows + 1}, accumulate_type(call.logits.scalar_type()), call.logits);
+  Tensor stats =
+      empty_contiguous({2 * problem.rows + 1}, accumulate_type(call.logits.scalar_type()), call.logits);
   A* maximum = static_cast<A*>(stats.mutable_data_ptr());
   A* log_sum = maximum + problem.rows;
   log_sum[problem.rows] = static_cast<A>(denominator);
@@ -109,12 +111,13 @@ void target_backward(const SoftmaxCall& call, const Tensor& grad_output, const T
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& logits, const Tensor& target,
-                                                 const OptionalTensor& weight, const OptionalTensor& sample_weight,
+                                                 const OptionalTensor& weight,
+                                                 const OptionalTensor& sample_weight,
                                                  const std::string& reduction, int64_t ignore_index,
                                                  double label_smoothing, double z_loss, double softcap,
                                                  double temperature, ScalarType out_dtype) {
-  const SoftmaxCall call = checked_softmax_call(logits, target, weight, sample_weight, reduction, ignore_index,
-                                                label_smoothing, z_loss, softcap, temperature);
+  const SoftmaxCall call = checked_softmax_call(logits, target, weight, sample_weight, reduction,
+                                                ignore_index, label_smoothing, z_loss, softcap, temperature);
   return logits.scalar_type() == ScalarType::Double ? forward<double>(call, out_dtype)
                                                     : forward<float>(call, out_dtype);
 }
@@ -127,12 +130,12 @@ void fill_gradient(const Tensor& grad_output, const SoftmaxCall& call, const Ten
   (call.logits.scalar_type() == ScalarType::Double ? Wide : Single)(call, upstream, stats, out);
 }
 
-#define FL_BACKWARD_PARAMETERS                                                                           \
-  const Tensor &target, const OptionalTensor &weight, const OptionalTensor &sample_weight,               \
-      const Tensor &stats, const std::string &reduction, int64_t ignore_index, double label_smoothing,   \
+#define FL_BACKWARD_PARAMETERS                                                                         \
+  const Tensor &target, const OptionalTensor &weight, const OptionalTensor &sample_weight,             \
+      const Tensor &stats, const std::string &reduction, int64_t ignore_index, double label_smoothing, \
       double z_loss, double softcap, double temperature
-#define FL_BACKWARD_CALL                                                                                 \
-  checked_softmax_call(logits, target, weight, sample_weight, reduction, ignore_index, label_smoothing,  \
+#define FL_BACKWARD_CALL                                                                                \
+  checked_softmax_call(logits, target, weight, sample_weight, reduction, ignore_index, label_smoothing, \
                        z_loss, softcap, temperature)
 
 Tensor cross_entropy_backward(const Tensor& grad_output, const Tensor& logits, FL_BACKWARD_PARAMETERS) {
@@ -147,7 +150,8 @@ void cross_entropy_backward_(const Tensor& grad_output, Tensor logits, FL_BACKWA
   fill_gradient<backward<float>, backward<double>>(grad_output, call, stats, logits);
 }
 
-Tensor cross_entropy_target_backward(const Tensor& grad_output, const Tensor& logits, FL_BACKWARD_PARAMETERS) {
+Tensor cross_entropy_target_backward(const Tensor& grad_output, const Tensor& logits,
+                                     FL_BACKWARD_PARAMETERS) {
   const SoftmaxCall call = FL_BACKWARD_CALL;
   STD_TORCH_CHECK(!call.has_labels(), "class indices have no gradient");
   Tensor out = empty_like(target, target.scalar_type());

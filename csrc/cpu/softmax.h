@@ -41,7 +41,8 @@ struct SoftmaxFunctions {
   void (*pixel_sum_exp)(const A* z, const A* maximum, int64_t n, A* top, A* rest);
   void (*pixel_gap)(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap, A* weight);
   void (*pixel_log)(const A* top, const A* rest, int64_t n, A* log_sum);
-  void (*pixel_label_gradient)(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label);
+  void (*pixel_label_gradient)(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n,
+                               A* label);
   void (*pixel_gradient)(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n,
                          A* out);
   void (*pixel_target_gradient)(const A* z, const PixelRows<A>& rows, A w, int64_t n, A* out);
@@ -70,9 +71,10 @@ struct SoftmaxProblem {
   const A* sample_weight = nullptr;
   A smoothing, share, softcap, temperature;
   bool transforms;
-  double weight_total;              // of all classes
-  std::vector<A> share_of_class;    // smoothing / classes * weight, empty without smoothing or for probabilities
-  std::vector<A> ones;              // as many as a block
+  double weight_total;  // of all classes
+  std::vector<A>
+      share_of_class;   // smoothing / classes * weight, empty without smoothing or for probabilities
+  std::vector<A> ones;  // as many as a block
 
   static constexpr int64_t kBlock = 4096;
 
@@ -121,7 +123,8 @@ struct SoftmaxProblem {
     if (labels) {
       const double nll = static_cast<double>(maximum - label_logit) + static_cast<double>(log_sum);
       loss = (1.0 - call.label_smoothing) * static_cast<double>(weight_of(labels[row])) * nll;
-      if (smoothing > A(0)) loss += static_cast<double>(share) * (gap + weight_total * static_cast<double>(log_sum));
+      if (smoothing > A(0))
+        loss += static_cast<double>(share) * (gap + weight_total * static_cast<double>(log_sum));
     } else {
       loss = gap + weight * static_cast<double>(log_sum);
     }

@@ -1,5 +1,5 @@
-// Blocks of the softmax family, compiled once per instruction set. "row" functions run along the classes of one
-// row; "pixel" functions run along pixels, one class at a time.
+// Blocks of the softmax family, compiled once per instruction set. "row" functions run along the classes of
+// one row; "pixel" functions run along pixels, one class at a time.
 
 #include "../common/numerics.h"
 #include "../formulas/softmax.h"
@@ -150,7 +150,8 @@ void pixel_log(const A* top, const A* rest, int64_t n, A* log_sum) {
 }
 
 template <class A>
-void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label) {
+void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n,
+                          A* label) {
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
     label[i] = RowStats<A>{maximum[i], log_sum[i]}.label_gradient(z[i], excess[i], label[i]);
@@ -160,7 +161,8 @@ void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const 
 // a * softmax(z), or b where this class is the label, minus k * w * r. An ignored row's gradient is 0 even
 // where its logits are not finite.
 template <class A>
-void pixel_gradient(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n, A* out) {
+void pixel_gradient(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n,
+                    A* out) {
   const A *maximum = rows.maximum, *log_sum = rows.log_sum, *a = rows.a, *b = rows.b, *k = rows.k;
   const int32_t* label = rows.label;
   FL_ELEMENTWISE
@@ -175,15 +177,32 @@ template <class A>
 void pixel_target_gradient(const A* z, const PixelRows<A>& rows, A w, int64_t n, A* out) {
   const A *maximum = rows.maximum, *log_sum = rows.log_sum, *k = rows.k;
   FL_ELEMENTWISE
-  for (int64_t i = 0; i < n; ++i) out[i] = k[i] * w * RowStats<A>{maximum[i], log_sum[i]}.minus_log_probability(z[i]);
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = k[i] * w * RowStats<A>{maximum[i], log_sum[i]}.minus_log_probability(z[i]);
 }
 
 template <class A>
 constexpr SoftmaxFunctions<A> softmax_functions() {
-  return {load<A>,       store<A>,           transform<A>,          chain<A>,     affine<A>,
-          scale_by<A>,   row_max<A>,         row_sum_exp<A>,        row_gap<A>,   row_sum<A>,
-          row_gradient<A>, row_gradient_minus<A>, row_target_gradient<A>, pixel_max<A>, pixel_sum_exp<A>,
-          pixel_gap<A>,  pixel_log<A>, pixel_label_gradient<A>, pixel_gradient<A>,     pixel_target_gradient<A>};
+  return {load<A>,
+          store<A>,
+          transform<A>,
+          chain<A>,
+          affine<A>,
+          scale_by<A>,
+          row_max<A>,
+          row_sum_exp<A>,
+          row_gap<A>,
+          row_sum<A>,
+          row_gradient<A>,
+          row_gradient_minus<A>,
+          row_target_gradient<A>,
+          pixel_max<A>,
+          pixel_sum_exp<A>,
+          pixel_gap<A>,
+          pixel_log<A>,
+          pixel_label_gradient<A>,
+          pixel_gradient<A>,
+          pixel_target_gradient<A>};
 }
 
 }  // namespace

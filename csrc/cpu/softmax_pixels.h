@@ -1,4 +1,5 @@
-// Classes that are not adjacent in memory, or few: lanes run over pixels, a tile of all classes stays in cache.
+// Classes that are not adjacent in memory, or few: lanes run over pixels, a tile of all classes stays in
+// cache.
 #pragma once
 #include "softmax.h"
 
@@ -27,7 +28,8 @@ class Pixels {
         maximum[row] = ignored ? A(0) : s.maximum[i];
         log_sum[row] = ignored ? A(0) : s.log_sum[i];
         const A z = p_.labels && !ignored ? s.z[static_cast<size_t>(p_.labels[row] * width_ + i)] : A(0);
-        sink.add(task, row, ignored ? 0.0 : p_.row_loss(row, maximum[row], log_sum[row], z, s.gap[i], s.weight[i]));
+        sink.add(task, row,
+                 ignored ? 0.0 : p_.row_loss(row, maximum[row], log_sum[row], z, s.gap[i], s.weight[i]));
       }
     });
   }
@@ -39,7 +41,9 @@ class Pixels {
       const PixelRows<A> rows = gradient_factors(tile, upstream, s);
       for (int64_t c = 0; c < p_.view.classes; ++c) {
         const A* z = s.z.data() + c * width_;
-        const A w = p_.probabilities ? weight_of_class(c) : p_.share_of_class.empty() ? A(0) : p_.share_of_class[c];
+        const A w = p_.probabilities            ? weight_of_class(c)
+                    : p_.share_of_class.empty() ? A(0)
+                                                : p_.share_of_class[c];
         f_.pixel_gradient(z, rows, w, target_of(c, s), static_cast<int32_t>(c), tile.n, s.out);
         if (p_.transforms) f_.chain(z, tile.n, p_.softcap, p_.temperature, s.out);
         store(out, gradient_tensor, tile, c, s.out);
@@ -53,7 +57,8 @@ class Pixels {
       for (int64_t i = 0; i < tile.n; ++i) {
         s.k[i] = static_cast<A>(upstream(tile.row + i) * (1.0 - p_.call.label_smoothing));
       }
-      const PixelRows<A> rows{upstream.maximum + tile.row, upstream.log_sum + tile.row, nullptr, nullptr, s.k, nullptr};
+      const PixelRows<A> rows{
+          upstream.maximum + tile.row, upstream.log_sum + tile.row, nullptr, nullptr, s.k, nullptr};
       for (int64_t c = 0; c < p_.view.classes; ++c) {
         f_.pixel_target_gradient(s.z.data() + c * width_, rows, weight_of_class(c), tile.n, s.out);
         store(out, gradient_tensor, tile, c, s.out);
@@ -135,7 +140,8 @@ class Pixels {
     if (p_.probabilities) load_target(tile, s);
     if (!p_.probabilities && p_.share_of_class.empty()) return;
     for (int64_t c = 0; c < p_.view.classes; ++c) {
-      f_.pixel_gap(s.z.data() + c * width_, s.maximum, weight_of_class(c), target_of(c, s), tile.n, s.gap, s.weight);
+      f_.pixel_gap(s.z.data() + c * width_, s.maximum, weight_of_class(c), target_of(c, s), tile.n, s.gap,
+                   s.weight);
     }
   }
 
@@ -162,7 +168,8 @@ class Pixels {
   }
 
   void store(char* out, int tensor, const Tile& tile, int64_t c, const A* values) const {
-    f_.store(p_.dtype, values, p_.view.of[tensor].pixels, tile.n, out + at(tensor, tile, c) * element_size(p_.dtype));
+    f_.store(p_.dtype, values, p_.view.of[tensor].pixels, tile.n,
+             out + at(tensor, tile, c) * element_size(p_.dtype));
   }
 
   const Problem& p_;

@@ -145,8 +145,10 @@ class Rows {
     if (!p_.labels) return A(0);
     const auto z = static_cast<double>(p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes));
     const double log_probability = (z - static_cast<double>(maximum)) - static_cast<double>(log_sum);
-    const double share = p_.share_of_class.empty() ? 0.0 : static_cast<double>(p_.share_of_class[p_.labels[row]]);
-    return static_cast<A>(excess * std::exp(log_probability) + label * std::expm1(log_probability) - k * share);
+    const double share =
+        p_.share_of_class.empty() ? 0.0 : static_cast<double>(p_.share_of_class[p_.labels[row]]);
+    return static_cast<A>(excess * std::exp(log_probability) + label * std::expm1(log_probability) -
+                          k * share);
   }
 
   void gradient_of(int64_t row, const Upstream<A>& upstream, char* destination, Scratch& scratch) const {

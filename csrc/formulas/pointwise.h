@@ -116,16 +116,15 @@ struct BCE {
   template <class A>
   FL_INLINE static Gradient<A> gradient(A x, A t, A, Params<A>) {
     const A variance = (A(1) - x) * x;
-    return {(x - t) / (variance < A(1e-12) ? A(1e-12) : variance),
-            bounded(log1p_(-x)) - bounded(log_(x))};
+    return {(x - t) / (variance < A(1e-12) ? A(1e-12) : variance), bounded(log1p_(-x)) - bounded(log_(x))};
   }
 };
 
 // Everything a logit's loss needs, from one exponential: 1 - sigmoid(x) is never formed by subtraction.
 template <class A>
 struct Logit {
-  A probability, complement;       // sigmoid(x), sigmoid(-x)
-  A softplus, softplus_minus;      // log(1 + exp(x)), log(1 + exp(-x))
+  A probability, complement;   // sigmoid(x), sigmoid(-x)
+  A softplus, softplus_minus;  // log(1 + exp(x)), log(1 + exp(-x))
 
   FL_INLINE explicit Logit(A x) {
     const A e = exp_nonpositive(-abs_(x));
@@ -138,9 +137,7 @@ struct Logit {
   }
 
   // Both terms are positive: nothing cancels, however confident the prediction.
-  FL_INLINE A cross_entropy(A t, A q) const {
-    return (A(1) - t) * softplus + q * t * softplus_minus;
-  }
+  FL_INLINE A cross_entropy(A t, A q) const { return (A(1) - t) * softplus + q * t * softplus_minus; }
 };
 
 struct BCEWithLogits {

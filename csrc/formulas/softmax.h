@@ -33,8 +33,8 @@ struct RowStats {
   }
 };
 
-// Adds exp(z - maximum) to a sum in two parts. Logits equal to the maximum are counted apart: added to their 1,
-// terms below its rounding would vanish, and with them the loss of a confident row.
+// Adds exp(z - maximum) to a sum in two parts. Logits equal to the maximum are counted apart: added to their
+// 1, terms below its rounding would vanish, and with them the loss of a confident row.
 template <class A>
 FL_INLINE void add_exp(A z, A maximum, A& top, A& rest) {
   const A is_top = z == maximum ? A(1) : A(0);

@@ -42,17 +42,19 @@ inline void check_factor(const char* name, const OptionalTensor& tensor, const s
   STD_TORCH_CHECK(tensor->device() == logits.device(), name, " must be on the logits' device");
 }
 
-inline SoftmaxCall checked_softmax_call(const Tensor& logits, const Tensor& target, const OptionalTensor& weight,
-                                        const OptionalTensor& sample_weight, const std::string& reduction,
-                                        int64_t ignore_index, double label_smoothing, double z_loss,
-                                        double softcap, double temperature) {
+inline SoftmaxCall checked_softmax_call(const Tensor& logits, const Tensor& target,
+                                        const OptionalTensor& weight, const OptionalTensor& sample_weight,
+                                        const std::string& reduction, int64_t ignore_index,
+                                        double label_smoothing, double z_loss, double softcap,
+                                        double temperature) {
   STD_TORCH_CHECK(is_supported(logits.scalar_type()), "logits must be float64, float32, bfloat16 or float16");
   STD_TORCH_CHECK(logits.dim() > 0, "logits need a class dimension");
   STD_TORCH_CHECK(target.device() == logits.device(), "target must be on the logits' device");
   SoftmaxCall call{logits,       target,          weight, sample_weight, reduction_of(reduction),
                    ignore_index, label_smoothing, z_loss, softcap,       temperature};
   if (call.has_labels()) {
-    STD_TORCH_CHECK(has_shape(target, call.label_shape()), "class indices must have the logits' shape without classes");
+    STD_TORCH_CHECK(has_shape(target, call.label_shape()),
+                    "class indices must have the logits' shape without classes");
     call.target = torch::stable::contiguous(target);
   } else {
     STD_TORCH_CHECK(same_shape(target, logits) && target.scalar_type() == logits.scalar_type(),

@@ -367,7 +367,8 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight, sample_weight, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: a checkpoint recomputes them for one access only
+        input, target, weight, sample_weight, _ = saved
         needed = ctx.needs_input_grad[:2]
         if wants_graph():
             loss = partial(_by_reference, weight, sample_weight, ctx.options, ctx.reduction)
@@ -378,13 +379,15 @@ class CrossEntropyFunction(torch.autograd.Function):
                 grad_output,
             )
         else:
-            gradients = _gradients(ctx, grad_output, needed)
+            gradients = _gradients(ctx, saved, grad_output, needed)
         return (*gradients, None, None, None, None, None, None, None)
 
 
-def _gradients(ctx: Any, grad_output: Tensor, needed: tuple[bool, ...]) -> list[Tensor | None]:
-    arguments = (grad_output, *ctx.saved_tensors, ctx.reduction, *ctx.options)
-    kernels, input = KERNELS[ctx.backend], ctx.saved_tensors[0]
+def _gradients(
+    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor, needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    arguments = (grad_output, *saved, ctx.reduction, *ctx.options)
+    kernels, input = KERNELS[ctx.backend], saved[0]
     grad_target = kernels.cross_entropy_target_backward(*arguments) if needed[1] else None
     if not needed[0]:
         return [None, grad_target]

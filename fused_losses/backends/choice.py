@@ -119,8 +119,13 @@ def _resolve(device_type: str, dtype: torch.dtype, requested: str | None) -> str
     return _prepared(requested)
 
 
-# A compiled graph must not trace the loading of libraries; the request itself stays guarded.
-_resolve_constant = torch.compiler.assume_constant_result(_resolve)
+def _resolve_constant(device_type: str, dtype: torch.dtype, requested: str | None) -> str:
+    return _resolve(device_type, dtype, requested)
+
+
+# A compiled graph must not trace the loading of libraries; the request itself stays guarded. This is what
+# torch.compiler.assume_constant_result marks, without the second that importing the compiler takes.
+_resolve_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _prepared(backend: str) -> str:

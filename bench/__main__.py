@@ -1,0 +1,85 @@
+"""Measures every loss beside torch, torch.compile and a copy of its input, in one interleaved run."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own
+
+import torch
+from tqdm import tqdm
+
+from fused_losses.specs import SPECS
+
+from .contenders import measure
+from .measure import import_seconds
+from .report import save
+from .targets import verdicts
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--loss", nargs="+", choices=[spec.name for spec in SPECS], help="only these losses")
+    parser.add_argument("--shape", nargs="+", help="only these shapes, as the table names them")
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for each loss, shape and dtype")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--output", type=Path, help="folder for results; bench/results/<machine>-<date> without")
+    return parser.parse_args(arguments)
+
+
+def machine(device: str) -> dict[str, Any]:
+    return {
+        "name": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "threads": f"{torch.get_num_threads()} threads",
+        "torch": f"torch {torch.__version__}",
+        "python": f"Python {platform.python_version()}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def processor() -> str:
+    """The processor's own name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    chosen = [
+        (spec, bench, dtype)
+        for spec in SPECS
+        for bench in spec.benches
+        for dtype in bench.dtypes
+        if not (arguments.loss and spec.name not in arguments.loss)
+        and not (arguments.shape and bench.name not in arguments.shape)
+    ]
+    measurements = []
+    for spec, bench, dtype in (bar := tqdm(chosen)):
+        bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
+        measurements.append(
+            measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile)
+        )
+    here = machine(arguments.device)
+    folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
+    promises = verdicts(measurements, import_seconds("fused_losses") - import_seconds("torch"))
+    save(folder, here, measurements, promises)
+    for promise in promises:
+        print(promise)
+    print(f"\nresults: {folder}")
+
+
+if __name__ == "__main__":
+    main()

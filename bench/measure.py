@@ -1,0 +1,89 @@
+"""Times and memory of a step, measured so that contenders can be compared."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender: the median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def interleaved(
+    steps: Mapping[str, Step], *, reset: Callable[[], None], device: str, seconds: float, least: int = 5
+) -> dict[str, Timing]:
+    """Times steps in turn, round after round, so that a busy moment of the machine meets all of them.
+
+    reset runs before each step and is not timed: what a step frees of the one before is not its cost.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        reset()
+        step()
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds or len(next(iter(taken.values()))) < least:
+        for name, step in steps.items():
+            reset()
+            inner = 1 if not taken[name] or taken[name][0] > 1e-3 else 100
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(inner):
+                step()
+            synchronize(device)
+            taken[name].append((time.perf_counter() - start) / inner)
+    return {name: summary(times[1:]) for name, times in taken.items()}
+
+
+def summary(times: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(times, n=4)
+    return Timing(median, low, high)
+
+
+def peak_bytes(step: Step, device: str) -> int:
+    """The most memory allocated at one time during a step, beyond what was there before."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    # The CPU allocator keeps no peak; the profiler records every allocation and release.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def import_seconds(module: str, rounds: int = 5) -> float:
+    """The median time of importing a module in a fresh process."""
+    import subprocess
+    import sys
+
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(rounds)
+    ]
+    return statistics.median(float(run.stdout) for run in runs)

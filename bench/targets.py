@@ -1,0 +1,66 @@
+"""What the project promises of itself on a CPU, and whether a run met it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .contenders import Measurement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A promise, what was measured, and whether that is enough."""
+
+    promise: str
+    measured: float
+    bound: float
+    at_least: bool = True
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return (
+            f"{self.promise} | {self.measured:.2f} | {sign} {self.bound:g} | {'met' if self.met else '**missed**'}"
+        )
+
+
+# (loss, shape, dtype): least speed-up over torch, over torch.compile
+SPEED = {
+    ("CrossEntropyLoss", "2048x32000", "float32"): (4.0, 2.3),
+    ("CrossEntropyLoss", "2048x32000", "bfloat16"): (3.0, None),
+    ("CrossEntropyLoss", "8x21x512x512", "float32"): (3.0, None),
+    ("MSELoss", "4096x8192", "float32"): (2.0, 1.0),
+    ("BCEWithLogitsLoss", "4096x8192", "float32"): (4.0, 1.0),
+    ("SigmoidFocalLoss", "4096x8192", "float32"): (4.0, 1.0),
+}
+
+
+def verdicts(measurements: list[Measurement], import_overhead: float | None) -> list[Verdict]:
+    found = [verdict for m in measurements for verdict in of_measurement(m)]
+    if import_overhead is not None:
+        found.append(Verdict("import beyond torch's, ms", import_overhead * 1e3, 60, at_least=False))
+    return found
+
+
+def of_measurement(m: Measurement) -> list[Verdict]:
+    label, times = f"{m.loss} {m.shape} {m.dtype}", m.forward_backward
+    found = []
+    ours = times["ours"].median
+    over_torch, over_compile = SPEED.get((m.loss, m.shape, m.dtype), (None, None))
+    if m.shape == "4096x8192" and m.dtype == "float32":
+        over_compile = 1.0
+    if over_torch:
+        found.append(Verdict(f"{label}: torch ÷ ours", times["torch"].median / ours, over_torch))
+    if over_compile and "compile" in times:
+        found.append(Verdict(f"{label}: torch.compile ÷ ours", times["compile"].median / ours, over_compile))
+    if "in place" in times and m.dtype == "float32" and m.shape == "2048x32000":
+        found.append(Verdict(f"{label}: in place ÷ copy", times["in place"].median / m.copy.median, 1.8, False))
+    if m.bytes <= 8192:
+        found.append(Verdict(f"{label}: ours ÷ torch", ours / times["torch"].median, 1.25, False))
+    else:
+        # Statistics are two numbers a row; 2% covers them for the shapes that are measured.
+        found.append(Verdict(f"{label}: extra memory ÷ gradient", m.peak["ours"] / m.bytes, 1.1, False))
+    return found

@@ -1,4 +1,4 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and the backends that it loops over."""
 
 import os
 
@@ -7,6 +7,15 @@ import torch
 
 from fused_losses.backends import choice
 
+# Where each backend's tensors live.
+DEVICES = {"reference": "cpu", "cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), help="only this device's backends (default: every device)"
+    )
+
 
 def pytest_configure(config):
     # Each worker of a parallel run has one core.
@@ -14,24 +23,34 @@ def pytest_configure(config):
         torch.set_num_threads(1)
 
 
+def pytest_generate_tests(metafunc):
+    """``backend`` is every backend, ``kernels`` those with kernels of their own."""
+    for name, first in (("backend", 0), ("kernels", 1)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, backends(metafunc.config.getoption("device"))[first:])
+
+
+def backends(device):
+    """The backends to test. Kernels for a device that is here must run: a suite that skips them proves nothing."""
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
+        gpu = [b for b in ("cuda", "triton") if choice.unavailable_reason(b, "cuda", torch.float32) is None]
+        assert gpu, "no backend with kernels runs on this GPU: see python -m fused_losses"
+    else:
+        gpu = []
+    return ["reference"] + (["cpp"] if device != "cuda" else []) + gpu
+
+
+@pytest.fixture
+def device(request):
+    """The device of the test's backend."""
+    names = [name for name in ("backend", "kernels") if name in request.fixturenames]
+    return DEVICES[request.getfixturevalue(names[0])]
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fresh tensors hold NaN, so that an element nobody wrote shows; compiled graphs start clean."""
     torch.compiler.reset()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def pytest_generate_tests(metafunc):
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", AVAILABLE)
-
-
-# The extension must be there: a suite that quietly tested the fallback alone would prove nothing.
-AVAILABLE = [
-    name
-    for name in ("cpp", "cuda", "triton")
-    if name == "cpp"
-    or (choice.unavailable_reason(name, "cuda", torch.float32) is None and torch.cuda.is_available())
-]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 FACTOR = 1.5
-# fp64 truth is itself rounded, so fp64 is granted more.
-ULPS = {torch.float64: 32.0}
-DEFAULT_ULPS = 4.0
+ULPS = 4.0
+# fp64 truth is itself rounded, also before its terms cancel, so fp64 is granted more: units of truth, and of 1.
+DOUBLE_ULPS, DOUBLE_FLOOR = 32.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,13 @@ def compare(result: Tensor, reference: Tensor, truth: Tensor) -> Comparison:
 
 
 def _worst_error(ours: Tensor, theirs: Tensor, expected: Tensor, dtype: torch.dtype) -> Comparison:
-    granted = torch.finfo(dtype).eps * ULPS.get(dtype, DEFAULT_ULPS)
-    error, reference_error = ours - expected, (theirs - expected).nan_to_num(0.0, 0.0, 0.0)
-    comparisons = [
-        Comparison(float(norm(error)), FACTOR * float(norm(reference_error)) + granted * float(norm(expected)))
-        for norm in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt())
-    ]
+    double, eps = dtype is torch.float64, torch.finfo(dtype).eps
+    ulps, floor = (DOUBLE_ULPS, DOUBLE_FLOOR * eps) if double else (ULPS, 0.0)
+    tensors = ours - expected, (theirs - expected).nan_to_num(0.0, 0.0, 0.0), expected
+    comparisons = []
+    for norm in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
+        error, reference_error, scale = (float(norm(tensor)) for tensor in tensors)
+        comparisons.append(Comparison(error, FACTOR * reference_error + ulps * eps * scale + floor))
     return max(comparisons, key=lambda comparison: comparison.ratio)
 
 

@@ -1,0 +1,5 @@
+#include "pointwise.cuh"
+
+namespace fused_losses {
+FL_INSTANTIATE_POINTWISE(BFloat16)
+}

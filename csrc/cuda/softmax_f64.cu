@@ -1,0 +1,5 @@
+#include "softmax_launch.cuh"
+
+namespace fused_losses {
+FL_INSTANTIATE_SOFTMAX(double)
+}

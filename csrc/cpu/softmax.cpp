@@ -37,7 +37,8 @@ void by_rows_or_pixels(const SoftmaxProblem<A>& problem, const Body& body) {
 }
 
 // Raises for a label out of range, before anything is computed; the sum of the weights of the others.
-double checked_label_weights(const SoftmaxCall& call, const std::function<double(int64_t)>& weight_of) {
+template <class Weight>
+double checked_label_weights(const SoftmaxCall& call, const Weight& weight_of) {
   constexpr int64_t per_task = 65536;
   const int64_t rows = call.rows(), classes = call.classes(), tasks = (rows + per_task - 1) / per_task;
   const auto* labels = static_cast<const int64_t*>(call.target.const_data_ptr());

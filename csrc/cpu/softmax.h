@@ -2,7 +2,6 @@
 #pragma once
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 
 #include "../common/class_view.h"
@@ -181,28 +180,37 @@ class LossSink {
 
 // The upstream gradient of a row, over the denominator and times the row's weight.
 template <class A>
-struct Upstream {
-  const SoftmaxProblem<A>& problem;
+class Upstream {
+ public:
   const A* maximum;
   const A* log_sum;
-  const char* data;  // one value, or one per row
-  Dtype dtype;
-  int64_t stride;
-  double denominator;
 
-  Upstream(const SoftmaxProblem<A>& p, const Tensor& grad_output, const Tensor& stats) : problem(p) {
-    maximum = static_cast<const A*>(stats.const_data_ptr());
-    log_sum = maximum + p.rows;
-    denominator = static_cast<double>(log_sum[p.rows]);
-    data = static_cast<const char*>(grad_output.const_data_ptr());
-    dtype = dtype_of(grad_output.scalar_type());
-    stride = p.call.reduction == Reduction::None ? element_size(dtype) : 0;
+  Upstream(const SoftmaxProblem<A>& problem, const Tensor& grad_output, const Tensor& stats)
+      : maximum(static_cast<const A*>(stats.const_data_ptr())),
+        log_sum(maximum + problem.rows),
+        problem_(problem),
+        values_(static_cast<const char*>(grad_output.const_data_ptr())),
+        dtype_(dtype_of(grad_output.scalar_type())),
+        each_row_(problem.call.reduction == Reduction::None) {
+    if (!each_row_) shared_ = value(0) / static_cast<double>(log_sum[problem.rows]);
   }
   double operator()(int64_t row) const {
-    double value;
-    softmax_functions<double>().load(dtype, data + row * stride, 1, 1, &value);
-    return value * static_cast<double>(problem.weight_of_row(row)) / denominator;
+    const double upstream = each_row_ ? value(row) : shared_;
+    return problem_.sample_weight ? upstream * static_cast<double>(problem_.sample_weight[row]) : upstream;
   }
+
+ private:
+  double value(int64_t row) const {
+    double result;
+    softmax_functions<double>().load(dtype_, values_ + row * element_size(dtype_), 1, 1, &result);
+    return result;
+  }
+
+  const SoftmaxProblem<A>& problem_;
+  const char* values_;  // one, or one per row
+  Dtype dtype_;
+  bool each_row_;
+  double shared_ = 0.0;  // one value over the denominator, which is 1 where there is one per row
 };
 
 template <class Body>

@@ -11,9 +11,9 @@ class Pixels {
 
  public:
   explicit Pixels(const Problem& problem) : p_(problem), f_(problem.f) {
-    // About 128 KiB of logits: a share of the second-level cache.
-    const int64_t fitting = 131072 / static_cast<int64_t>(sizeof(A)) / std::max<int64_t>(p_.view.classes, 1);
-    width_ = std::clamp<int64_t>(fitting / 16 * 16, 16, 512);
+    // About 256 KiB of logits: a share of the second-level cache.
+    const int64_t fitting = 262144 / static_cast<int64_t>(sizeof(A)) / std::max<int64_t>(p_.view.classes, 1);
+    width_ = std::clamp<int64_t>(fitting / 16 * 16, 16, kWidest);
     tiles_ = (p_.view.pixels + width_ - 1) / width_;
   }
   int64_t tasks() const { return p_.rows == 0 ? 0 : p_.view.outer_count * tiles_; }
@@ -67,7 +67,7 @@ class Pixels {
   }
 
  private:
-  static constexpr int64_t kWidest = 512;
+  static constexpr int64_t kWidest = 2048;
   struct Tile {
     int64_t outer, pixel, row, n;
   };

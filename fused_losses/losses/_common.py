@@ -40,10 +40,11 @@ def _dispatches_itself(kind: type) -> bool:
 
 def check_tensors(input: Tensor, target: Tensor, **others: Tensor | None) -> None:
     """Raises where an argument is no tensor or where two of them live on different devices."""
-    for name, tensor in {"input": input, "target": target, **others}.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+    given = {name: tensor for name, tensor in others.items() if tensor is not None}
+    for name, tensor in {"input": input, "target": target, **given}.items():
+        if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor is not None and tensor.device != input.device:
+        if tensor.device != input.device:
             raise RuntimeError(
                 f"input is on {input.device} and {name} on {tensor.device}; "
                 f"move them to one device: {name}.to(input.device)"
@@ -99,9 +100,7 @@ def output_dtype(input: Tensor) -> torch.dtype:
     return dtype
 
 
-def divided_sum(
-    sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, normalizer: Tensor | float
-) -> Tensor:
+def divided_sum(sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, normalizer: Tensor | float) -> Tensor:
     """The mean with an explicit denominator: a fused sum, kept in fp32 or wider until it is divided."""
     if reduction != "mean":
         raise ValueError(

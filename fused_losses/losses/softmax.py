@@ -161,10 +161,8 @@ def cross_entropy(
         tensor([0.1269, 0.0000])
     """
     reduction = reduction_name(size_average, reduce, reduction)
-    plainly = (
-        z_loss == 0.0 and softcap is None and temperature == 1.0 and sample_weight is None and normalizer is None
-    )
-    if plainly and is_small(input, backend):
+    plainly = z_loss == 0.0 and softcap is None and temperature == 1.0 and sample_weight is None and normalizer is None
+    if plainly and label_smoothing >= 0.0 and is_small(input, backend):
         try:
             return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
         except (RuntimeError, TypeError, ValueError, IndexError):

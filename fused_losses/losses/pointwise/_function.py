@@ -81,13 +81,9 @@ def pointwise_loss(
     out_dtype = out_dtype or output_dtype(input)
     backend = choose_backend(backend, input, target, weight, pos_weight)
     if backend == "reference" or _requires_grad(weight) or _requires_grad(pos_weight):
-        return _by_reference(
-            formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype)
-        )
+        return _by_reference(formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype))
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
-        return PointwiseFunction.apply(
-            input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend
-        )
+        return PointwiseFunction.apply(input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend)
     forward = KERNELS[backend].pointwise_forward
     return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
 

@@ -161,9 +161,7 @@ class SigmoidFocalLoss(PointwiseModule):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return sigmoid_focal_loss(
-            input, target, self.alpha, self.gamma, self.reduction, backend=self.backend, **extras
-        )
+        return sigmoid_focal_loss(input, target, self.alpha, self.gamma, self.reduction, backend=self.backend, **extras)
 
 
 def binary_cross_entropy(
@@ -238,9 +236,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"alpha must be in [0, 1], or negative for no weighting, got {alpha}")
     if gamma < 0.0:
         raise ValueError(f"gamma must be 0 or more, got {gamma}")
-    return pointwise_loss(
-        "sigmoid_focal", inputs, targets, float(alpha), float(gamma), reduction=reduction, **extras
-    )
+    return pointwise_loss("sigmoid_focal", inputs, targets, float(alpha), float(gamma), reduction=reduction, **extras)
 
 
 def _check_target(input: Tensor, target: Tensor, one_dtype: bool = False) -> None:

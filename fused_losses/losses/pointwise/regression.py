@@ -105,9 +105,7 @@ class SmoothL1Loss(PointwiseModule, nn.SmoothL1Loss):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return smooth_l1_loss(
-            input, target, reduction=self.reduction, beta=self.beta, backend=self.backend, **extras
-        )
+        return smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta, backend=self.backend, **extras)
 
 
 class HuberLoss(PointwiseModule, nn.HuberLoss):
@@ -191,9 +189,7 @@ class CharbonnierLoss(PointwiseModule):
         self.backend = backend
 
     def _loss(self, input: Tensor, target: Tensor, **extras: Any) -> Tensor:
-        return charbonnier_loss(
-            input, target, reduction=self.reduction, eps=self.eps, backend=self.backend, **extras
-        )
+        return charbonnier_loss(input, target, reduction=self.reduction, eps=self.eps, backend=self.backend, **extras)
 
 
 def mse_loss(

@@ -51,9 +51,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -69,9 +67,7 @@ def main() -> None:
     measurements = []
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
-        measurements.append(
-            measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile)
-        )
+        measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
     here = machine(arguments.device)
     folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
     promises = verdicts(measurements, import_seconds("fused_losses") - import_seconds("torch"))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fused_losses.backends import choice
 from fused_losses.specs import Bench, LossSpec
+from fused_losses.testing import peak_bytes
 
-from .measure import Step, Timing, interleaved, peak_bytes
+from .measure import Step, Timing, interleaved
 
 
 class PassThrough(torch.autograd.Function):

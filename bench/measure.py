@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,33 +58,10 @@ def summary(times: list[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def peak_bytes(step: Step, device: str) -> int:
-    """The most memory allocated at one time during a step, beyond what was there before."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    # The CPU allocator keeps no peak; the profiler records every allocation and release.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def import_seconds(module: str, rounds: int = 5) -> float:
     """The median time of importing a module in a fresh process."""
-    import subprocess
-    import sys
-
     code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
     runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(rounds)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(rounds)
     ]
     return statistics.median(float(run.stdout) for run in runs)

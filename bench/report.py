@@ -58,7 +58,7 @@ def rows(m: Measurement) -> list[str]:
         speedup = m.forward_backward["torch"].median / timing.median
         found.append(
             f"| {m.loss} | {m.shape} | {m.dtype} | {name} | {timing.median * 1e3:.4g} | "
-            f"{timing.low * 1e3:.4g}–{timing.high * 1e3:.4g} | {speedup:.2f}x | "
+            f"{timing.low * 1e3:.4g} to {timing.high * 1e3:.4g} | {speedup:.2f}x | "
             f"{rate / 1e9:.3g} | {rate / copy_rate:.0%} | {m.peak[name] / 2**20:.1f} | {first} |"
         )
     return found

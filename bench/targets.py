@@ -22,9 +22,7 @@ class Verdict:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        return (
-            f"{self.promise} | {self.measured:.2f} | {sign} {self.bound:g} | {'met' if self.met else '**missed**'}"
-        )
+        return f"{self.promise} | {self.measured:.2f} | {sign} {self.bound:g} | {'met' if self.met else '**missed**'}"
 
 
 # (loss, shape, dtype): least speed-up over torch, over torch.compile

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fused_losses
+from fused_losses.testing import peak_bytes
 
 LOSSES = {"torch": nn.CrossEntropyLoss, "fused": fused_losses.CrossEntropyLoss}
 
@@ -130,30 +131,12 @@ class Run:
             synchronize(device)
             self.measured.loss_seconds.append(time.perf_counter() - start)
         logits.grad = None
-        self.measured.loss_bytes = peak_bytes(lambda: self.loss_function(logits, target).backward(), device)
+        self.measured.loss_bytes = peak_bytes(lambda: self.loss_function(logits, target).backward(), str(device))
 
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_bytes(function, device: torch.device) -> int:
-    """The most memory that is allocated at one time inside a function, beyond what was there before."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        return torch.cuda.max_memory_allocated(device) - before
-    # The CPU allocator keeps no peak; the profiler records every allocation and release.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    live = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def train(arguments: argparse.Namespace, runs: list[Run]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -24,7 +25,8 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
         kept = function()
     del kept
     # Ready-made summaries give what an operator keeps, not what it needs on the way.
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    recorded: Any = profiler.profiler
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in events), initial=0))
 

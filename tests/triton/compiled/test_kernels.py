@@ -4,7 +4,6 @@ import pretend_driver
 import pytest
 import torch
 import triton
-
 from fused_losses.triton_kernels import pointwise, softmax
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # what a block may have

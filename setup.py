@@ -86,11 +86,7 @@ def cpu_extension(tools: Any) -> Any:
 def cuda_home(tools: Any) -> str | None:
     """Where the CUDA toolkit is; torch does not look for it when it is built for CPUs only."""
     nvcc = shutil.which("nvcc")
-    return (
-        tools.CUDA_HOME
-        or os.environ.get("CUDA_HOME")
-        or (str(Path(nvcc).resolve().parent.parent) if nvcc else None)
-    )
+    return tools.CUDA_HOME or os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parent.parent) if nvcc else None)
 
 
 def cuda_extension(tools: Any) -> Any:

@@ -33,9 +33,7 @@ def print_report() -> None:
     print(f"{versions}\nautomatic choice: {report['automatic']}   CPU kernels: {report['cpu_capability'] or '-'}\n")
     print(f"{'backend':10} {'device':18} {'runs':5} why not")
     for name, entry in report["backends"].items():
-        print(
-            f"{name:10} {entry['device']:18} {'yes' if entry['runs'] else 'no':5} {entry['reason'] or ''}".rstrip()
-        )
+        print(f"{name:10} {entry['device']:18} {'yes' if entry['runs'] else 'no':5} {entry['reason'] or ''}".rstrip())
     for line in report["build"].get("log", []):
         print(f"build: {line}")
 
@@ -62,9 +60,7 @@ def check_spec(spec: LossSpec, backend: str, device: str) -> list[Any]:
     for sample in spec.samples():
         moved = sample.to(torch.float64, device)
         loss, reference = spec.build(moved, backend), spec.build(moved, "reference")
-        report = check_loss(
-            loss, reference, [moved], dtypes=DTYPES, checks=["value", "gradient"], raise_on_fault=False
-        )
+        report = check_loss(loss, reference, [moved], dtypes=DTYPES, checks=["value", "gradient"], raise_on_fault=False)
         faults += [result for result in report.results if result.faults]
     return faults
 

@@ -12,9 +12,7 @@ DEVICES = {"reference": "cpu", "cpp": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--device", choices=("cpu", "cuda"), help="only this device's backends (default: every device)"
-    )
+    parser.addoption("--device", choices=("cpu", "cuda"), help="only this device's backends (default: every device)")
 
 
 def pytest_configure(config):

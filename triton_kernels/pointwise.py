@@ -26,9 +26,7 @@ def logit_terms(x):
 @triton.jit
 def bounded_log(x):
     """log x, at least -100, as torch's binary cross entropy has it."""
-    return tl.where(
-        x > 0, tl.maximum(tl.log(tl.where(x > 0, x, 1.0)), -100.0), tl.where(x == 0, -100.0, float("nan"))
-    )
+    return tl.where(x > 0, tl.maximum(tl.log(tl.where(x > 0, x, 1.0)), -100.0), tl.where(x == 0, -100.0, float("nan")))
 
 
 @triton.jit

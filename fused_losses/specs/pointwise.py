@@ -65,9 +65,9 @@ def _samples(pair: Callable[..., Pair], variants: tuple[Mapping[str, Any], ...])
 
 
 def _label(variant: Mapping[str, Any]) -> str:
-    return "".join(
-        f"-{name}={value}" for name, value in variant.items() if not isinstance(value, Tensor)
-    ) + "".join(f"-{name}" for name, value in variant.items() if isinstance(value, Tensor))
+    return "".join(f"-{name}={value}" for name, value in variant.items() if not isinstance(value, Tensor)) + "".join(
+        f"-{name}" for name, value in variant.items() if isinstance(value, Tensor)
+    )
 
 
 def _regression_samples(*variants: Mapping[str, Any]) -> Callable[[], list[Sample]]:
@@ -116,9 +116,7 @@ def _binary_errors(pair: Callable[..., Pair], *more: ErrorSample) -> Callable[[]
             *_common_errors(pair),
             _INTEGERS,
             ErrorSample(Sample("shapes", (input, target[:, :2])), ValueError, "size|shape"),
-            ErrorSample(
-                Sample("integer_target", (input, target.round().long())), RuntimeError, "target|dtype|Long"
-            ),
+            ErrorSample(Sample("integer_target", (input, target.round().long())), RuntimeError, "target|dtype|Long"),
             *more,
         ]
 
@@ -137,9 +135,7 @@ def _bench(pair: Callable[..., Pair]) -> tuple[Bench, ...]:
     )
 
 
-def _regression(
-    loss: type[nn.Module], summary: str, original: type[nn.Module] | None, *variants, **rest
-) -> LossSpec:
+def _regression(loss: type[nn.Module], summary: str, original: type[nn.Module] | None, *variants, **rest) -> LossSpec:
     return LossSpec(
         loss=loss,
         family="pointwise",
@@ -214,14 +210,11 @@ SPECS = (
         summary="binary cross entropy of probabilities",
         original=nn.BCELoss,
         samples=lambda: (
-            _samples(probability_pair, ({},))
-            + [Sample("weight", probability_pair(7, 33), {"weight": _COLUMN_WEIGHT})]
+            _samples(probability_pair, ({},)) + [Sample("weight", probability_pair(7, 33), {"weight": _COLUMN_WEIGHT})]
         ),
         errors=_binary_errors(
             probability_pair,
-            ErrorSample(
-                Sample("range", (torch.tensor([1.5]), torch.tensor([1.0]))), RuntimeError, "between 0 and 1"
-            ),
+            ErrorSample(Sample("range", (torch.tensor([1.5]), torch.tensor([1.0]))), RuntimeError, "between 0 and 1"),
             ErrorSample(
                 Sample("target_range", (torch.tensor([0.5]), torch.tensor([2.0]))),
                 RuntimeError,

@@ -104,9 +104,7 @@ def _errors() -> list[ErrorSample]:
     logits, labels = label_pair(4, 3, ignored=False)
     _, probabilities = probability_pair(4, 3)
 
-    def error(
-        name: str, tensors: tuple[Tensor, ...], kind: type[Exception], match: str, **options: Any
-    ) -> ErrorSample:
+    def error(name: str, tensors: tuple[Tensor, ...], kind: type[Exception], match: str, **options: Any) -> ErrorSample:
         return ErrorSample(Sample(name, tensors, options), kind, match)
 
     return [

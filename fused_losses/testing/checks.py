@@ -95,8 +95,7 @@ def repeated_backward(case: Case) -> Comparisons:
     loss = case.loss(*arguments, **case.extras)
     wanted = [arguments[i] for i in case.floating]
     first, _, again = (
-        torch.autograd.grad(loss, wanted, upstream_like(loss, factor), retain_graph=True)
-        for factor in (3.0, 0.5, 3.0)
+        torch.autograd.grad(loss, wanted, upstream_like(loss, factor), retain_graph=True) for factor in (3.0, 0.5, 3.0)
     )
     return _same("a second backward", again, first)
 

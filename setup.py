@@ -62,8 +62,9 @@ def import_torch() -> Any:
 def skip_all(reason: str) -> None:
     if MODE == "require":
         raise SystemExit(f"fused_losses: FUSED_LOSSES_BUILD=require, but {reason}")
+    note(reason)
     for extension in ("_C_cpu", "_C_cuda"):
-        note(reason, extension, "skipped")
+        record["extensions"][extension] = {"status": "skipped", "reason": reason}
     write_record(ROOT / "fused_losses")
 
 

@@ -46,8 +46,8 @@ def _load(extension: str) -> str | None:
 
 def _not_built_reason(extension: str) -> str:
     recorded = build_log().get("extensions", {}).get(extension, {}).get("reason")
-    way_out = "install with `pip install --no-build-isolation .` in an environment that has torch"
-    return f"not built ({recorded or 'no build was attempted'}); {way_out}"
+    nothing = "no build was attempted; run `pip install --no-build-isolation .` in an environment that has torch"
+    return f"not built: {recorded or nothing}"
 
 
 def load() -> None:

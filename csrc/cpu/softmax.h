@@ -93,8 +93,9 @@ struct SoftmaxProblem {
     softcap = static_cast<A>(c.softcap), temperature = static_cast<A>(c.temperature);
     transforms = c.softcap > 0 || c.temperature != 1.0;
     ones.assign(static_cast<size_t>(std::min(kBlock, std::max<int64_t>(view.classes, 1024))), A(1));
-    weight_total = classes;
-    if (class_weight) weight_total = std::accumulate(class_weight, class_weight + view.classes, 0.0);
+    weight_total = classes;  // stays out of a loss without smoothing, so a weight of infinity may be unused
+    if (class_weight && smoothing > A(0))
+      weight_total = std::accumulate(class_weight, class_weight + view.classes, 0.0);
     if (labels && smoothing > A(0)) {
       share_of_class.assign(static_cast<size_t>(view.classes), share);
       for (size_t i = 0; class_weight && i < share_of_class.size(); ++i) share_of_class[i] *= class_weight[i];

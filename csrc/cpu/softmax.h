@@ -72,10 +72,15 @@ struct SoftmaxProblem {
   bool transforms;
   double weight_total;  // of all classes
   std::vector<A>
-      share_of_class;   // smoothing / classes * weight, empty without smoothing or for probabilities
-  std::vector<A> ones;  // as many as a block
+      share_of_class;  // smoothing / classes * weight, empty without smoothing or for probabilities
 
   static constexpr int64_t kBlock = 4096;
+
+  // As many as any block has elements: what stands in for absent weights.
+  static const A* ones() {
+    static const std::vector<A> values(kBlock, A(1));
+    return values.data();
+  }
 
   SoftmaxProblem(const SoftmaxCall& c, const std::vector<const Tensor*>& tensors)
       : call(c), view(class_view(tensors)), rows(c.rows()), dtype(dtype_of(c.logits.scalar_type())) {
@@ -92,7 +97,6 @@ struct SoftmaxProblem {
     share = view.classes == 0 ? A(0) : static_cast<A>(c.label_smoothing / classes);
     softcap = static_cast<A>(c.softcap), temperature = static_cast<A>(c.temperature);
     transforms = c.softcap > 0 || c.temperature != 1.0;
-    ones.assign(static_cast<size_t>(std::min(kBlock, std::max<int64_t>(view.classes, 1024))), A(1));
     weight_total = classes;  // stays out of a loss without smoothing, so a weight of infinity may be unused
     if (class_weight && smoothing > A(0))
       weight_total = std::accumulate(class_weight, class_weight + view.classes, 0.0);

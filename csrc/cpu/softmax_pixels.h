@@ -68,6 +68,7 @@ class Pixels {
 
  private:
   static constexpr int64_t kWidest = 2048;
+  static_assert(kWidest <= Problem::kBlock, "a tile reads as many ones as it has pixels");
   struct Tile {
     int64_t outer, pixel, row, n;
   };
@@ -83,7 +84,7 @@ class Pixels {
   A weight_of_class(int64_t c) const { return p_.class_weight ? p_.class_weight[c] : A(1); }
 
   const A* target_of(int64_t c, const Scratch& s) const {
-    return p_.probabilities ? s.target.data() + c * width_ : p_.ones.data();
+    return p_.probabilities ? s.target.data() + c * width_ : Problem::ones();
   }
 
   template <class Body>

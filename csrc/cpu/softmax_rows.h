@@ -45,7 +45,7 @@ class Rows {
       const A k = static_cast<A>(upstream(row) * (1.0 - p_.call.label_smoothing));
       for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
         A* gradient = direct() ? reinterpret_cast<A*>(destination) + c : scratch.out;
-        const A* w = p_.class_weight ? p_.class_weight + c : p_.ones.data();
+        const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         f_.row_target_gradient(z, upstream.maximum[row], upstream.log_sum[row], k, w, n, gradient);
         if (!direct()) f_.store(p_.dtype, gradient, 1, n, destination + c * element_size(p_.dtype));
       });
@@ -118,7 +118,7 @@ class Rows {
       const A reference = s.maximum == lowest ? A(0) : s.maximum;
       s.sum_exp += f_.row_sum_exp(z, reference, n);
       if (smooths) {
-        const A* w = p_.class_weight ? p_.class_weight + c : p_.ones.data();
+        const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         s.gap += f_.row_gap(z, w, s.maximum, n);
         s.weight += p_.class_weight ? f_.row_sum(w, n) : static_cast<double>(n);
       } else if (p_.probabilities) {

@@ -89,6 +89,7 @@ def _samples() -> list[Sample]:
         Sample("transposed", (label_pair(37, 12)[0].t(), labels[1])),
         Sample("sliced", (label_pair(24, 111)[0][::2, ::3], labels[1])),
         Sample("permuted_image", (label_pair(2, 7, 6, 5)[0].permute(0, 3, 1, 2), label_pair(2, 5, 7, 6)[1])),
+        Sample("wide_image", label_pair(2, 5, 70, 90), {"label_smoothing": 0.1}),
         Sample("wide", label_pair(3, 9001, ignored=False)),
         Sample("peaked", _peaked()),
         Sample("offset", (labels[0] + 2.0**10, labels[1])),

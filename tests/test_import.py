@@ -1,0 +1,52 @@
+"""Importing is cheap and pulls nothing heavy in."""
+
+import os
+import statistics
+import subprocess
+import sys
+
+LIMIT_MS = 60
+
+
+def python(script):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    return result.stdout.strip()
+
+
+def test_import_time():
+    script = """
+import time, torch
+start = time.perf_counter()
+import fused_losses
+print((time.perf_counter() - start) * 1e3)
+"""
+    assert statistics.median(float(python(script)) for _ in range(5)) < LIMIT_MS
+
+
+def test_nothing_heavy_is_imported():
+    script = """
+import sys, torch
+before = set(sys.modules)
+import fused_losses
+heavy = ("triton", "numpy", "torch._dynamo", "torch._inductor", "fused_losses.testing", "fused_losses.specs")
+print([name for name in heavy if name in set(sys.modules) - before])
+"""
+    assert python(script) == "[]"
+
+
+def test_a_first_call_does_not_import_triton():
+    script = """
+import sys, torch, fused_losses
+fused_losses.MSELoss()(torch.ones(100, 100), torch.ones(100, 100))
+print("triton" in sys.modules)
+"""
+    assert python(script) == "False"
+
+
+def test_every_public_name_exists():
+    import fused_losses
+    from fused_losses import functional, testing
+
+    for module in (fused_losses, functional, testing):
+        assert all(hasattr(module, name) for name in module.__all__)

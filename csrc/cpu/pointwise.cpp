@@ -146,24 +146,39 @@ struct Operands {
   Layout layout() const { return joint_layout(tensors.data(), count); }
 };
 
-// torch refuses probabilities outside [0, 1]; a separate pass finds them before anything is computed.
+// torch refuses probabilities outside [0, 1]. The pass that computes only notices them; a slower one names
+// the first.
 template <class A>
-void check_unit_interval(const Inputs<A>& in) {
-  const auto& f = functions<A>();
-  std::atomic<bool> input_ok{true}, target_ok{true};
-  for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
+class RangeCheck {
+ public:
+  explicit RangeCheck(Formula formula) : wanted_(formula == Formula::BCE) {}
+
+  void notice(const A* x, const A* t, int64_t n) {
+    const auto inside = functions<A>().in_unit_interval;
+    if (wanted_ && !(inside(x, n) && inside(t, n))) failed_ = true;
+  }
+
+  void raise(const Inputs<A>& in) const {
+    if (!failed_) return;
+    raise_for("input", in.x, in.numel, "; apply a sigmoid, or use BCEWithLogitsLoss");
+    raise_for("target", in.t, in.numel, "");
+  }
+
+ private:
+  static void raise_for(const char* name, const Operand& operand, int64_t numel, const char* way_out) {
     alignas(64) A scratch[kBlock];
-    for (int64_t i = begin; i < end; i += kBlock) {
-      const int64_t n = std::min(kBlock, end - i);
-      if (!f.in_unit_interval(in.x.block(i, n, f.load, scratch), n)) input_ok = false;
-      if (!f.in_unit_interval(in.t.block(i, n, f.load, scratch), n)) target_ok = false;
+    for (int64_t i = 0; i < numel; i += kBlock) {
+      const int64_t n = std::min(kBlock, numel - i);
+      const A* values = operand.block(i, n, functions<A>().load, scratch);
+      const A* bad = std::find_if_not(values, values + n, [](A v) { return v >= A(0) && v <= A(1); });
+      STD_TORCH_CHECK(bad == values + n, "all elements of ", name, " should be between 0 and 1, got ", *bad,
+                      way_out);
     }
-  });
-  STD_TORCH_CHECK(input_ok,
-                  "all elements of input should be between 0 and 1; apply a sigmoid, or use "
-                  "BCEWithLogitsLoss");
-  STD_TORCH_CHECK(target_ok, "all elements of target should be between 0 and 1");
-}
+  }
+
+  bool wanted_;
+  std::atomic<bool> failed_{false};
+};
 
 template <class A>
 void store_scalar(double value, Tensor& out) {
@@ -174,15 +189,18 @@ void store_scalar(double value, Tensor& out) {
 template <class A>
 double sum_of(Formula formula, const Inputs<A>& in) {
   const auto blocks = functions<A>().blocks_of(formula);
+  RangeCheck<A> range(formula);
   std::vector<double> partial(static_cast<size_t>((in.numel + kChunk - 1) / kChunk));
   for_each_chunk(in.numel, [&](int64_t chunk, int64_t begin, int64_t end) {
     Scratch<A> scratch(A(1));
     double total = 0;
     for_each_block<A>(in, begin, end, scratch, A(1), [&](int64_t, int64_t n, auto x, auto t, auto w, auto q) {
+      range.notice(x, t, n);
       total += blocks.sum(x, t, w, q, in.a, in.b, n);
     });
     partial[static_cast<size_t>(chunk)] = total;
   });
+  range.raise(in);
   return std::accumulate(partial.begin(), partial.end(), 0.0);
 }
 
@@ -190,18 +208,21 @@ template <class A>
 void values_of(Formula formula, const Inputs<A>& in, Tensor& out) {
   const auto& f = functions<A>();
   const auto blocks = f.blocks_of(formula);
+  RangeCheck<A> range(formula);
   const Dtype dtype = dtype_of(out.scalar_type());
   char* data = static_cast<char*>(out.mutable_data_ptr());
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(A(1));
     for_each_block<A>(
         in, begin, end, scratch, A(1), [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+          range.notice(x, t, n);
           char* destination = data + i * element_size(dtype);
           const bool direct = dtype == kAccumulate<A>;
           blocks.values(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch.out);
           if (!direct) f.store(dtype, scratch.out, 1, n, destination);
         });
   });
+  range.raise(in);
 }
 
 template <class A>
@@ -257,7 +278,6 @@ Tensor forward(const Call& call, ScalarType out_dtype) {
   const Layout layout =
       Operands(unreduced ? out : call.input, call.input, call.target, call.weight, call.pos_weight).layout();
   const Inputs<A> in = inputs_of<A>(layout, call);
-  if (call.formula == Formula::BCE) check_unit_interval(in);
   if (unreduced) {
     values_of(call.formula, in, out);
     return out;

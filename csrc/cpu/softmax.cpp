@@ -127,6 +127,8 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& logits, const Ten
 template <auto Single, auto Wide>
 void fill_gradient(const Tensor& grad_output, const SoftmaxCall& call, const Tensor& stats, Tensor& out) {
   check_saved(call, grad_output, stats);
+  // Labels may have changed since the forward pass, and they are offsets here too.
+  if (call.has_labels()) checked_label_weights(call, [](int64_t) { return 0.0; });
   const Tensor upstream = torch::stable::contiguous(grad_output);
   (call.logits.scalar_type() == ScalarType::Double ? Wide : Single)(call, upstream, stats, out);
 }

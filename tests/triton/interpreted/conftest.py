@@ -1,4 +1,4 @@
-"""Runs the Triton kernels in Triton's interpreter, on CPU tensors."""
+"""Runs the Triton kernels in Triton's interpreter, on CPU tensors, under a sanitizer."""
 
 import os
 
@@ -8,9 +8,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError("these tests need the interpreter: TRITON_INTERPRET=1 pytest tests/triton/interpreted")
 
 import repairs
+import sanitizer
 import torch
 
 repairs.install()
+sanitizer.install()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ Builder, Executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
 stock_load, stock_store, stock_barrier = Builder.create_masked_load, Builder.create_masked_store, Builder.create_barrier
 stock_grid_index, stock_launch, stock_atomic = Builder.set_grid_idx, Executor.__call__, Builder.create_atomic_rmw
 
+TRITON = Path(interpreter.__file__).parents[1]
 NOBODY, SEVERAL = -1, -2
 LARGEST_TRACKED = 2**22  # elements; beyond it only bounds are watched
 
@@ -63,14 +64,10 @@ launch = Launch([])
 
 
 def fail(what: str) -> None:
-    frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).name not in FRAMES]
-    frame = next(
-        frame for frame in reversed(frames) if "triton/" not in frame.filename or "_kernels/" in frame.filename
-    )
+    machinery = (str(TRITON), str(Path(__file__).parent / "sanitizer.py"), str(Path(__file__).parent / "repairs.py"))
+    stack = reversed(traceback.extract_stack())
+    frame = next(frame for frame in stack if not frame.filename.startswith(machinery))
     raise Fault(f"{what}, in program {launch.program} at {Path(frame.filename).name}:{frame.lineno}")
-
-
-FRAMES = ("sanitizer.py", "interpreter.py", "semantic.py", "core.py", "repairs.py")
 
 
 def watch(pointers, mask, touch) -> None:

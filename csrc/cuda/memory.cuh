@@ -7,9 +7,33 @@ namespace fused_losses {
 
 constexpr int kWideAccess = 16;  // bytes
 
+template <int kBytes>
+struct WordOfSize;
+template <>
+struct WordOfSize<2> {
+  using Type = unsigned short;
+};
+template <>
+struct WordOfSize<4> {
+  using Type = unsigned;
+};
+template <>
+struct WordOfSize<8> {
+  using Type = uint2;
+};
+template <>
+struct WordOfSize<16> {
+  using Type = uint4;
+};
+
+// N elements as one word, or as several of the widest.
 template <class T, int N>
-struct alignas(sizeof(T) * N < kWideAccess ? sizeof(T) * N : kWideAccess) Pack {
-  T values[N];
+struct Pack {
+  static constexpr int kBytes = sizeof(T) * N;
+  static constexpr int kWordBytes = kBytes < kWideAccess ? kBytes : kWideAccess;
+  static constexpr int kWords = kBytes / kWordBytes;
+  using Word = typename WordOfSize<kWordBytes>::Type;
+  Word words[kWords];
 };
 
 template <class T>
@@ -21,16 +45,23 @@ using Width = std::integral_constant<int, N>;
 template <int N, class T, class A>
 FL_INLINE void load(const T* source, A (&out)[N]) {
   const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(source);
+  T values[N];
+  memcpy(values, &pack, sizeof(pack));
 #pragma unroll
-  for (int k = 0; k < N; ++k) out[k] = static_cast<A>(pack.values[k]);
+  for (int k = 0; k < N; ++k) out[k] = static_cast<A>(values[k]);
 }
 
+// __stwb is an ordinary store that the compiler cannot split into narrower ones.
 template <int N, class T, class A>
 FL_INLINE void store(const A (&values)[N], T* destination) {
-  Pack<T, N> pack;
+  T narrow[N];
 #pragma unroll
-  for (int k = 0; k < N; ++k) pack.values[k] = static_cast<T>(values[k]);
-  *reinterpret_cast<Pack<T, N>*>(destination) = pack;
+  for (int k = 0; k < N; ++k) narrow[k] = static_cast<T>(values[k]);
+  Pack<T, N> pack;
+  memcpy(&pack, narrow, sizeof(pack));
+  auto* words = reinterpret_cast<typename Pack<T, N>::Word*>(destination);
+#pragma unroll
+  for (int i = 0; i < Pack<T, N>::kWords; ++i) __stwb(words + i, pack.words[i]);
 }
 
 // The dtype is the same for every thread, so these branches do not diverge.

@@ -57,6 +57,7 @@ struct Strided {
 
   FL_INLINE static Position at(const PointwiseProblem& p, int64_t index) {
     Position position{index, 0, 0, 0, 0, 0};
+#pragma unroll 1
     for (int d = p.dims - 1; d >= 0; --d) {
       const int64_t i = d > 0 ? split(index, p.sizes[d]) : index;
       position.input += i * p.input.strides[d];

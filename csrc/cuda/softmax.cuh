@@ -98,25 +98,54 @@ struct LossSums {
   }
 };
 
+// Where a row starts, in elements. Pointers that were once taken for numbers would no longer be known to be
+// global memory: these stay beside them.
+struct RowStarts {
+  int64_t logits, probabilities, gradient;
+};
+
 // Reads one row of a problem. kDense: every class has a factor, by probabilities or by smoothing.
 template <class T, bool kDense, class Way>
 struct RowReader {
   using A = Accumulate<T>;
   const SoftmaxProblem<T>& p;
-  RowPointers<T> at;
+  T* gradient_data;  // null in forward
+  int64_t gradient_stride;
+  RowStarts at{0, 0, 0};
+  int64_t head;  // classes before the first pack
 
   FL_INLINE RowReader(const SoftmaxProblem<T>& problem, int64_t row, T* gradient, const ClassLayout& layout)
-      : p(problem) {
-    at = {p.logits,      p.probabilities, gradient, p.logits_layout.classes, p.probabilities_layout.classes,
-          layout.classes};
+      : p(problem), gradient_data(gradient), gradient_stride(layout.classes) {
+#pragma unroll 1
     for (int d = p.row_dims - 1; d >= 0; --d) {
       const int64_t i = d > 0 ? split(row, p.row_sizes[d]) : row;
       at.logits += i * p.logits_layout.rows[d];
-      if (at.probabilities != nullptr) at.probabilities += i * p.probabilities_layout.rows[d];
-      if (at.gradient != nullptr) at.gradient += i * layout.rows[d];
+      at.probabilities += i * p.probabilities_layout.rows[d];
+      at.gradient += i * layout.rows[d];
     }
+    const auto misaligned = misalignment(p.logits, at.logits);
+    const bool agrees = agrees_with(misaligned, p.probabilities, at.probabilities) &&
+                        agrees_with(misaligned, gradient, at.gradient);
+    const int64_t skipped =
+        misaligned == 0 ? 0 : static_cast<int64_t>((kWideAccess - misaligned) / sizeof(T));
+    head = agrees && skipped < p.classes ? skipped : p.classes;
   }
 
+  FL_INLINE static uintptr_t misalignment(const T* data, int64_t start) {
+    return (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(start) * sizeof(T)) % kWideAccess;
+  }
+  FL_INLINE static bool agrees_with(uintptr_t misaligned, const T* data, int64_t start) {
+    return data == nullptr || misalignment(data, start) == misaligned;
+  }
+
+  template <class Body>
+  FL_INLINE void for_each(Body&& body) const {
+    Way::for_each(head, p.classes, body);
+  }
+  template <int N>
+  FL_INLINE void store(const A (&gradient)[N], int64_t c) const {
+    Way::store(gradient, gradient_data + at.gradient, c, gradient_stride);
+  }
   template <int N>
   FL_INLINE void transform(A (&z)[N]) const {
     if (!p.transforms) return;
@@ -126,11 +155,11 @@ struct RowReader {
   }
   template <int N>
   FL_INLINE void logits(int64_t c, A (&z)[N]) const {
-    Way::load(at.logits, c, at.logits_stride, z);
+    Way::load(p.logits + at.logits, c, p.logits_layout.classes, z);
     transform(z);
   }
   FL_INLINE A logit(int64_t c) const {
-    A z[1] = {static_cast<A>(at.logits[c * at.logits_stride])};
+    A z[1] = {static_cast<A>(p.logits[at.logits + c * p.logits_layout.classes])};
     transform(z);
     return z[0];
   }
@@ -140,9 +169,9 @@ struct RowReader {
   FL_INLINE void factors(int64_t c, A (&f)[N]) const {
 #pragma unroll
     for (int k = 0; k < N; ++k) f[k] = p.share;
-    if (at.probabilities != nullptr) {
+    if (p.probabilities != nullptr) {
       A t[N];
-      Way::load(at.probabilities, c, at.probabilities_stride, t);
+      Way::load(p.probabilities + at.probabilities, c, p.probabilities_layout.classes, t);
 #pragma unroll
       for (int k = 0; k < N; ++k) f[k] += t[k] * (A(1) - p.smoothing);
     }
@@ -212,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kDense || sizeof(T) == 8 ? 2 : 5)
     const RowReader<T, kDense, Way> reader(p, inside ? row : 0, nullptr, {});
     Sums sums = Sums::none();
     if (inside && !label.is_ignored) {
-      Way::for_each(reader.at, p.classes, [&](int64_t c, auto width) {
+      reader.for_each([&](int64_t c, auto width) {
         A z[decltype(width)::value];
         reader.logits(c, z);
         if constexpr (kDense) {
@@ -281,7 +310,7 @@ FL_INLINE Accumulate<T> factor_sum(const RowReader<T, true, Way>& reader, bool s
   if (p.probabilities == nullptr && p.class_weight == nullptr) return p.smoothing;
   Total<A> sum{0};
   if (!skips) {
-    Way::for_each(reader.at, p.classes, [&](int64_t c, auto width) {
+    reader.for_each([&](int64_t c, auto width) {
       A f[decltype(width)::value], part = 0;
       reader.factors(c, f);
 #pragma unroll
@@ -321,7 +350,7 @@ struct RowGradient {
 #pragma unroll
       for (int j = 0; j < N; ++j) gradient[j] *= transform.derivative(z[j]);
     }
-    Way::store(gradient, reader.at.gradient, c, reader.at.gradient_stride);
+    reader.store(gradient, c);
   }
 
   // Compares rather than indexes, so that the arrays stay in registers.
@@ -351,9 +380,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     if constexpr (kDense) weight = factor_sum<T, Way>(reader, !inside || label.is_ignored);
     if (!inside) continue;
     if (label.is_ignored) {
-      Way::for_each(reader.at, p.classes, [&](int64_t c, auto width) {
+      reader.for_each([&](int64_t c, auto width) {
         const A zeros[decltype(width)::value] = {};
-        Way::store(zeros, reader.at.gradient, c, reader.at.gradient_stride);
+        reader.store(zeros, c);
       });
       continue;
     }
@@ -362,8 +391,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const A excess = k * (weight + A(2) * p.z_loss * stats.log_sum_exp());
     const RowGradient<T, kDense, Way> gradient{reader, stats,    label.value,      k,
                                                excess, of_label, excess + of_label};
-    Way::for_each(reader.at, p.classes,
-                  [&](int64_t c, auto width) { gradient.template write<decltype(width)::value>(c); });
+    reader.for_each([&](int64_t c, auto width) { gradient.template write<decltype(width)::value>(c); });
   }
 }
 
@@ -379,7 +407,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const RowReader<T, true, Way> reader(p, row, g.data, g.layout);
     const RowStats<A> stats{g.stats[row], g.stats[p.rows + row]};
     const A k = upstream_of(p, g, row, Label<T>(p, row)) * (A(1) - p.smoothing);
-    Way::for_each(reader.at, p.classes, [&](int64_t c, auto width) {
+    reader.for_each([&](int64_t c, auto width) {
       constexpr int N = decltype(width)::value;
       A z[N], gradient[N];
       reader.logits(c, z);
@@ -388,7 +416,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const A w = p.class_weight == nullptr ? A(1) : p.class_weight[c + j];
         gradient[j] = k * w * stats.minus_log_probability(z[j]);
       }
-      Way::store(gradient, reader.at.gradient, c, reader.at.gradient_stride);
+      reader.store(gradient, c);
     });
   }
 }

@@ -5,15 +5,6 @@
 
 namespace fused_losses {
 
-// Where a row starts in each tensor of a problem.
-template <class T>
-struct RowPointers {
-  const T* logits;
-  const T* probabilities;  // null for labels
-  T* gradient;             // null in forward
-  int64_t logits_stride, probabilities_stride, gradient_stride;
-};
-
 // Classes are adjacent: threads read packs of them side by side, a warp or a whole block to a row.
 template <class T, int kThreadsPerRow>
 struct AlongClasses {
@@ -32,16 +23,9 @@ struct AlongClasses {
     fused_losses::store(values, destination + c);
   }
 
-  // Calls body(first class, Width<N>()), with packs where all tensors of the row are aligned at once.
+  // Calls body(first class, Width<N>()), with packs from class `head` on.
   template <class Body>
-  FL_INLINE static void for_each(const RowPointers<T>& row, int64_t classes, Body&& body) {
-    const auto misaligned = reinterpret_cast<uintptr_t>(row.logits) % kWideAccess;
-    const auto agrees = [&](const T* start) {
-      return start == nullptr || reinterpret_cast<uintptr_t>(start) % kWideAccess == misaligned;
-    };
-    const int64_t skipped = misaligned == 0 ? 0 : (kWideAccess - misaligned) / sizeof(T);
-    const bool packed = agrees(row.probabilities) && agrees(row.gradient) && skipped < classes;
-    const int64_t head = packed ? skipped : classes;
+  FL_INLINE static void for_each(int64_t head, int64_t classes, Body&& body) {
     const int64_t packs = (classes - head) / kWidth<T>, tail = head + packs * kWidth<T>;
     for (int64_t c = lane(); c < head; c += kThreadsPerRow) body(c, Width<1>());
     for (int64_t i = lane(); i < packs; i += kThreadsPerRow) body(head + i * kWidth<T>, Width<kWidth<T>>());
@@ -81,7 +65,7 @@ struct AlongRows {
   }
 
   template <class Body>
-  FL_INLINE static void for_each(const RowPointers<T>&, int64_t classes, Body&& body) {
+  FL_INLINE static void for_each(int64_t, int64_t classes, Body&& body) {
     const int64_t whole = classes / kAtOnce * kAtOnce;
     for (int64_t c = lane() * kAtOnce; c < whole; c += kSplit * kAtOnce) body(c, Width<kAtOnce>());
     for (int64_t c = whole + lane(); c < classes; c += kSplit) body(c, Width<1>());

@@ -35,6 +35,13 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 
@@ -274,6 +281,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
   emulation::run_grid(*config, [&] { std::apply(kernel, values); });
   return cudaSuccess;
+}
+
+template <class V>
+void __stwb(V* destination, V value) {
+  *destination = value;
 }
 
 #define EMULATION_TEXT_OF(x) #x

@@ -7,7 +7,9 @@
 // atomics, tensor cores, more than one stream.
 #pragma once
 #include <sanitizer/asan_interface.h>
+#ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
+#endif
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -104,18 +106,31 @@ inline void seed(unsigned value) { Machine::get().random.seed(value); }
 // kMostSharedBytes of memory behind the kernels' extern __shared__ array.
 inline void use_shared_memory(unsigned char* memory) { Machine::get().shared = memory; }
 
+// The sanitizer is told that the stack changes.
+inline void leave_stack([[maybe_unused]] void** fake_stack, [[maybe_unused]] const void* next,
+                        [[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(fake_stack, next, bytes);
+#endif
+}
+inline void enter_stack([[maybe_unused]] void* fake_stack, [[maybe_unused]] const void** previous,
+                        [[maybe_unused]] size_t* bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake_stack, previous, bytes);
+#endif
+}
+
 inline void pause(bool for_good = false) {
   Machine& m = Machine::get();
   Thread* self = m.current;
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &self->fake_stack, m.scheduler_stack,
-                                 m.scheduler_stack_bytes);
+  leave_stack(for_good ? nullptr : &self->fake_stack, m.scheduler_stack, m.scheduler_stack_bytes);
   swapcontext(&self->context, &m.scheduler);
-  __sanitizer_finish_switch_fiber(self->fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
+  enter_stack(self->fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 }
 
 inline void thread_main() {
   Machine& m = Machine::get();
-  __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+  enter_stack(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
   m.kernel();
   m.current->state = Thread::kDone;
   pause(true);
@@ -125,9 +140,9 @@ inline void resume(Thread& thread) {
   Machine& m = Machine::get();
   m.current = &thread;
   threadIdx = thread.index;
-  __sanitizer_start_switch_fiber(&m.scheduler_fake_stack, thread.stack, kStackBytes);
+  leave_stack(&m.scheduler_fake_stack, thread.stack, kStackBytes);
   swapcontext(&m.scheduler, &thread.context);
-  __sanitizer_finish_switch_fiber(m.scheduler_fake_stack, nullptr, nullptr);
+  enter_stack(m.scheduler_fake_stack, nullptr, nullptr);
 }
 
 inline void wait_for_block(const char* where) {

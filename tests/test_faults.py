@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import fused_losses
-from fused_losses.functional import cross_entropy
+from fused_losses.functional import cross_entropy, mse_loss
+from fused_losses.specs import SPECS
+from fused_losses.testing import peak_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,29 @@ def test_bf16_gradients_accumulate_in_fp32(kernels):
     assert abs(loss.item() - truth.item()) <= truth.item() * torch.finfo(torch.bfloat16).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gradients_are_rounded_once(kernels, dtype):
+    """Kept in bf16 between forward and backward, they would be rounded before they are scaled."""
+    x, y = logits_and_labels(6, 3000, dtype)
+    gradient = torch.autograd.grad(cross_entropy(x, y, reduction="sum", backend=kernels) * 3.0, x)[0].double()
+    wide = x.detach().double().requires_grad_()
+    truth = torch.autograd.grad(F.cross_entropy(wide, y, reduction="sum") * 3.0, wide)[0]
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    assert ((gradient - truth).abs() <= 0.501 * torch.finfo(dtype).eps * truth.abs() + smallest).all()
+
+
+def test_confident_rows_in_low_precision(kernels):
+    """At p = 0.999 a bf16 p is 1, and p - 1 was 0."""
+    x = torch.zeros(2, 33, dtype=torch.bfloat16)
+    x[:, 3] = 10.5
+    x.requires_grad_()
+    gradient = torch.autograd.grad(cross_entropy(x, torch.tensor([3, 3]), backend=kernels), x)[0].double()
+    wide = x.detach().double().requires_grad_()
+    truth = torch.autograd.grad(F.cross_entropy(wide, torch.tensor([3, 3])), wide)[0]
+    assert 0 < -truth[0, 3] < 1e-3
+    assert ((gradient - truth).abs() <= 2**-8 * truth.abs()).all()
+
+
 def test_mean_divides_by_valid_tokens(kernels):
     x, y = logits_and_labels()
     y[::2] = -100
@@ -125,6 +150,20 @@ def test_more_elements_than_int32(kernels, device):
     assert loss.dtype == torch.bfloat16
     expected = F.cross_entropy(logits[-1:].double(), y[-1:])
     assert abs(loss.item() - expected.item()) < 0.05
+
+
+@pytest.mark.parametrize("strides", [(2**31 + 8, 1), (1, 2**28 + 3)], ids=["rows", "classes"])
+def test_strides_beyond_int32(kernels, device, strides):
+    """A few elements, 4 GB apart: backward too has offsets of 64 bits."""
+    small, y = logits_and_labels(3, 9, torch.bfloat16)
+    far = untouched_logits(1, 2 * strides[0] + 8 * strides[1] + 9, device).view(-1).as_strided((3, 9), strides)
+    far.copy_(small.detach())
+    for loss, target in ((cross_entropy, y), (mse_loss, torch.zeros(3, 9, dtype=torch.bfloat16))):
+        results = []
+        for x in (small, far.detach().requires_grad_()):
+            value = loss(x, target, backend=kernels)
+            results.append((value, torch.autograd.grad(value, x)[0]))
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 31, 63, 64, 65, 127, 4095, 4096, 4097, 8193])
@@ -210,3 +249,31 @@ def test_fp16_with_a_loss_scale(kernels, device):
     wide = x.detach().double().requires_grad_()
     truth = torch.autograd.grad(F.cross_entropy(wide, y) * 65536.0, wide)[0]
     torch.testing.assert_close(gradient.double(), truth, rtol=2e-3, atol=1e-1)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_every_option_of_every_loss_counts(kernels, device, spec):
+    """No two samples of one call that differ in options alone give one result."""
+    results = {}
+    for sample in spec.samples():
+        moved = sample.to(torch.float64, device)
+        loss = spec.build(moved, kernels)(*moved.tensors, **moved.extras)
+        if loss.numel() == 1 and loss.isfinite() and sample.tensors[0].numel() > 1:
+            same_call = tuple(tuple(tensor.flatten().tolist()) for tensor in sample.tensors)
+            results.setdefault(same_call, []).append((sample.name, loss.item()))
+    compared = [named for named in results.values() if len(named) > 1]
+    assert compared
+    for named in compared:
+        assert len({value for _, value in named}) == len(named), named
+
+
+def test_a_frozen_input_costs_nothing(kernels, device):
+    """Only what requires grad gets a gradient, in memory too."""
+    x, t = (torch.randn(256, 2048) for _ in range(2))
+    shares = torch.softmax(t, 1)
+    for loss, pair in ((mse_loss, (x, t)), (cross_entropy, (x, shares))):
+        for which in range(2):
+            leaves = [tensor.clone().requires_grad_(i == which) for i, tensor in enumerate(pair)]
+            value = loss(*leaves, backend=kernels)
+            peak = peak_bytes(lambda v=value, leaf=leaves[which]: torch.autograd.grad(v, leaf), device)
+            assert peak < 1.1 * x.nbytes

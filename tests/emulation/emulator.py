@@ -50,17 +50,29 @@ def build(family: str, tree: Path | None = None) -> Path:
     tree = tree or ROOT
     sources = [tree / "tests" / "emulation" / f"{family}.cpp"]
     sources += [tree / "csrc" / "cuda" / f"{family}_{SUFFIXES[dtype]}.cu" for dtype in dtypes]
-    program = CACHE / f"{family}-{fingerprint(tree, flags)}"
-    with exclusively(program.name):
-        if not program.exists():
+    return link(CACHE / f"{family}-{fingerprint(tree, flags)}", sources, flags, mode)
+
+
+def build_bindings() -> Path:
+    """A library of the CUDA operators for CPU tensors, ``torch.ops.emulated_losses``; without sanitizers."""
+    torch_flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags = [*FLAGS, "-O1", "-fPIC", "-fvisibility=hidden", *torch_flags]
+    sources = [HERE / "bindings.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
+    return link(CACHE / f"bindings-{fingerprint(ROOT, flags)}.so", sources, flags, ["-shared", *libraries])
+
+
+def link(output: Path, sources: list[Path], flags: list[str], link_flags: list[str]) -> Path:
+    with exclusively(output.name):
+        if not output.exists():
             with ThreadPoolExecutor(2) as pool:
-                objects = list(pool.map(lambda source: compile_one(source, flags, program.name), sources))
-            partial = program.with_suffix(".partial")
-            subprocess.run(["g++", *mode, *objects, "-o", partial], check=True)
-            partial.rename(program)
+                objects = list(pool.map(lambda source: compile_one(source, flags, output.name), sources))
+            partial = output.with_suffix(".partial")
+            subprocess.run(["g++", *objects, *link_flags, "-o", partial], check=True)
+            partial.rename(output)
             for unneeded in objects:
                 unneeded.unlink()
-    return program
+    return output
 
 
 def compile_one(source: Path, flags: list[str], prefix: str) -> Path:
@@ -71,7 +83,7 @@ def compile_one(source: Path, flags: list[str], prefix: str) -> Path:
 
 def fingerprint(tree: Path, flags: list[str]) -> str:
     digest = hashlib.sha256(" ".join(flags).encode())
-    for folder in ("csrc/common", "csrc/formulas", "csrc/cuda", "tests/emulation"):
+    for folder in ("csrc", "tests/emulation"):
         for path in sorted((tree / folder).rglob("*")):
             if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
                 digest.update(path.read_bytes())

@@ -1,0 +1,35 @@
+"""The CUDA operators, emulated on CPU tensors, through the public losses and the checks of every other backend."""
+
+import pytest
+import torch
+from emulator import build_bindings
+
+from fused_losses import functional
+from fused_losses.backends import choice
+from fused_losses.specs import SPECS
+from fused_losses.testing import check_loss
+
+
+@pytest.fixture(scope="module")
+def operators():
+    torch.ops.load_library(str(build_bindings()))
+    names = choice.Kernels._fields
+    return choice.Kernels(*(getattr(torch.ops.emulated_losses, name).default for name in names))
+
+
+@pytest.fixture(autouse=True)
+def emulated(operators, monkeypatch):
+    """The CPU's kernels are these."""
+    choice.resolve("cpu", torch.float32, "cpp")
+    monkeypatch.setitem(choice.KERNELS, "cpp", operators)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_check(spec):
+    for sample in spec.samples():
+        elements = max(t.numel() for t in sample.tensors)
+        if elements > 20_000:
+            continue
+        wide = sample.to(torch.float64, "cpu")
+        loss, reference = spec.build(wide, "cpp"), spec.build(wide, "reference")
+        check_loss(loss, reference, [wide], dtypes=choice.DTYPES, checks=["value", "gradient", "layouts"])

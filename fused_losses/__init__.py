@@ -24,7 +24,7 @@ def _import_source_folder(name: str) -> None:
 _import_source_folder("triton_kernels")
 
 from . import functional
-from .backends import backend_report, use_backend
+from .backends import backend_report, empty_cache, use_backend
 from .losses.pointwise import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -52,6 +52,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "SmoothL1Loss",
     "backend_report",
+    "empty_cache",
     "functional",
     "use_backend",
 ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_losses.functional import mse_loss
+from fused_losses.functional import cross_entropy, mse_loss
 from fused_losses.specs import SPECS, Sample, convert
 from fused_losses.testing import check_loss, peak_bytes
 
@@ -75,3 +75,22 @@ def test_broadcast_operands_are_read_in_place(shape, kernels, device):
     torch.testing.assert_close(loss, ((x - t).square() * weight).mean())
     peak = peak_bytes(lambda: mse_loss(x, t, sample_weight=weight, backend=kernels), device)
     assert device != "cpu" or peak < x.nbytes / 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4300, 8001), (4, 5, 1319, 1321)], ids=["rows", "image"])
+def test_an_output_written_past_the_caches(shape, dtype, kernels, device):
+    """Large gradients and unreduced losses take another way to memory, to the same bits as small ones."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype).requires_grad_()
+    t = x.detach().flip(0)
+    labels = torch.arange(x[:, 0].numel(), device=device).view(x[:, 0].shape) % shape[1]
+    for loss, target in ((mse_loss, t), (cross_entropy, labels)):
+
+        def run(x, target, loss=loss):
+            value = loss(x, target, reduction="none", backend=kernels)
+            return value.detach(), torch.autograd.grad(value, x, torch.ones_like(value))[0]
+
+        large = run(x, target)
+        for i in range(0, shape[0], max(1, shape[0] // 7)):
+            for whole, part in zip(large, run(x[i : i + 1], target[i : i + 1])):
+                assert torch.equal(whole[i : i + 1], part)

@@ -9,14 +9,13 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "host_memory.h"
 
 namespace fused_losses {
 
@@ -56,33 +55,60 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
-// Faulting in a large fresh tensor costs more than computing it; huge pages make that cheap.
-inline void ask_for_huge_pages(void* data, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t page = 2 << 20;
-  if (bytes < static_cast<int64_t>(4 * page)) return;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
+inline int32_t code_of(ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+}
+
+inline int32_t device_type_of(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
 }
 
 // The allocation itself, without the dispatcher's boxed call: a tiny loss is mostly overhead.
+inline Tensor allocate(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
+                       int32_t device_type, int32_t device_index) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(ndim, sizes, strides, code_of(dtype), device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+// A CPU tensor without gaps, of kept memory where there is some.
+inline Tensor allocate_large(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
+                             int64_t bytes) {
+  const int32_t cpu = aoti_torch_device_type_cpu();
+  KeptMemory::Block* block = KeptMemory::instance().take(bytes);
+  if (block == nullptr) {
+    constexpr int64_t one = 1;
+    const Tensor owner = allocate(&bytes, &one, 1, ScalarType::Byte, cpu, 0);
+    block = new KeptMemory::Block{owner, owner.data_ptr(), bytes};
+    advise(block->data, bytes, MADV_HUGEPAGE);
+  }
+  const auto give_back = [](void*, void* lent) {
+    KeptMemory::instance().give_back(static_cast<KeptMemory::Block*>(lent));
+  };
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error =
+      torch_from_blob(block->data, ndim, sizes, strides, 0, code_of(dtype), cpu, -1, &handle,
+                      aoti_torch_layout_strided(), nullptr, 0, give_back, block);
+  if (error != AOTI_TORCH_SUCCESS) delete block;
+  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  return Tensor(handle);
+}
+
+// An uninitialised tensor without gaps, on another one's device.
 inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
                     const Tensor& like) {
-  int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const int32_t index = device_type == aoti_torch_device_type_cpu() ? 0 : like.get_device_index();
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      ndim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      device_type, index, &handle));
-  Tensor result(handle);
-  if (device_type == aoti_torch_device_type_cpu()) {
-    ask_for_huge_pages(result.data_ptr(), result.numel() * element_size(dtype));
+  const int32_t device_type = device_type_of(like);
+  if (device_type != aoti_torch_device_type_cpu()) {
+    return allocate(sizes, strides, ndim, dtype, device_type, like.get_device_index());
   }
+  const int64_t elements = std::accumulate(sizes, sizes + ndim, int64_t{1}, std::multiplies<int64_t>());
+  const int64_t bytes = elements * element_size(dtype);
+  if (bytes >= kLargeTensor && KeptMemory::is_on()) return allocate_large(sizes, strides, ndim, dtype, bytes);
+  Tensor result = allocate(sizes, strides, ndim, dtype, device_type, 0);
+  if (bytes >= kLargeTensor) advise(result.data_ptr(), bytes, MADV_HUGEPAGE);
   return result;
 }
 

@@ -83,3 +83,38 @@ void store(Dtype dtype, const A* source, int64_t stride, int64_t n, void* out) {
                         [](A x) { return to_half(float(x)); });
   }
 }
+
+// Writes past the caches: lines of a large output are not read before they are written. The task that
+// streamed ends with a fence.
+FL_INLINE void stream_bytes(const void* source, int64_t n, void* out) {
+  const char* from = static_cast<const char*>(source);
+  char* to = static_cast<char*>(out);
+#ifdef __SSE2__
+  constexpr int64_t word = 16, line = 64;
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % word);
+  int64_t i = misaligned == 0 ? 0 : std::min(n, word - misaligned);
+  std::memcpy(to, from, static_cast<size_t>(i));
+  for (; i + line <= n; i += line) {
+    for (int64_t j = i; j < i + line; j += word) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + j),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j)));
+    }
+  }
+  std::memcpy(to + i, from + i, static_cast<size_t>(n - i));
+#else
+  std::memcpy(to, from, static_cast<size_t>(n));
+#endif
+}
+
+template <class A>
+void stream(Dtype dtype, const A* source, int64_t n, void* out) {
+  constexpr int64_t block = 1024;
+  alignas(64) char narrow[block * sizeof(A)];
+  const int64_t size = element_size(dtype);
+  if (dtype == kAccumulate<A>) return stream_bytes(source, n * size, out);
+  for (int64_t i = 0; i < n; i += block) {
+    const int64_t count = std::min(block, n - i);
+    store(dtype, source + i, 1, count, narrow);
+    stream_bytes(narrow, count * size, static_cast<char*>(out) + i * size);
+  }
+}

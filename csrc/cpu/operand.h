@@ -1,5 +1,11 @@
 // Tensors as the CPU kernels read them: a block at a time, in the accumulation type.
 #pragma once
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include <cstring>
+
 #include "../common/layout.h"
 
 namespace fused_losses {
@@ -27,6 +33,60 @@ template <class A>
 using Load = void (*)(Dtype, const void*, int64_t stride, int64_t n, A* out);
 template <class A>
 using Store = void (*)(Dtype, const A*, int64_t stride, int64_t n, void* out);
+template <class A>
+using Stream = void (*)(Dtype, const A*, int64_t n, void* out);
+
+// An output, written a block at a time at offsets in elements.
+template <class A>
+class Output {
+ public:
+  // A large fresh output is written past the caches, which it would not fit.
+  template <class Functions>
+  Output(Tensor& tensor, const Functions& f, bool is_fresh = true)
+      : data_(static_cast<char*>(tensor.mutable_data_ptr())),
+        dtype_(dtype_of(tensor.scalar_type())),
+        streams_(is_fresh && tensor.numel() * element_size(dtype_) >= kStreamed),
+        store_(f.store),
+        stream_(f.stream) {}
+
+  // Where a block of adjacent elements is best computed: in its place, or in scratch memory.
+  A* place(int64_t at, A* scratch) const {
+    return dtype_ == kAccumulate<A> && !streams_ ? reinterpret_cast<A*>(at_offset(at)) : scratch;
+  }
+  // Moves a block to its place, if it is not there yet.
+  void put(const A* values, int64_t stride, int64_t n, int64_t at) const {
+    if (reinterpret_cast<const char*>(values) == at_offset(at)) return;
+    if (streams_ && stride == 1) return stream_(dtype_, values, n, at_offset(at));
+    store_(dtype_, values, stride, n, at_offset(at));
+  }
+  void zero(int64_t n, int64_t at) const {
+    std::memset(at_offset(at), 0, static_cast<size_t>(n * element_size(dtype_)));
+  }
+
+ private:
+  static constexpr int64_t kStreamed = 32 << 20;  // bytes
+
+  char* at_offset(int64_t at) const { return data_ + at * element_size(dtype_); }
+
+  char* data_;
+  Dtype dtype_;
+  bool streams_;
+  Store<A> store_;
+  Stream<A> stream_;
+};
+
+// Runs tasks in parallel; what they streamed is visible to every thread when this returns.
+template <class Body>
+void for_each_task(int64_t tasks, const Body& body) {
+  const auto run = [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) body(task);
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+  };
+  if (tasks == 1) return run(0, 1);
+  torch::stable::parallel_for(0, tasks, 1, run);
+}
 
 // One tensor, read a block at a time in the order of a layout.
 class Operand {

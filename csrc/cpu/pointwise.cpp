@@ -25,6 +25,7 @@ template <class A>
 struct PointwiseFunctions {
   Load<A> load;
   Store<A> store;
+  Stream<A> stream;
   void (*multiply)(const A* a, const A* b, int64_t n, A* out);
   bool (*in_unit_interval)(const A* x, int64_t n);
   PointwiseBlocks<A> (*blocks_of)(Formula formula);
@@ -105,10 +106,7 @@ void for_each_block(const Inputs<A>& in, int64_t begin, int64_t end, Scratch<A>&
 template <class Body>
 void for_each_chunk(int64_t numel, const Body& body) {
   const int64_t chunks = (numel + kChunk - 1) / kChunk;
-  if (chunks == 1) return body(0, 0, numel);
-  torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c) body(c, c * kChunk, std::min(numel, (c + 1) * kChunk));
-  });
+  for_each_task(chunks, [&](int64_t c) { body(c, c * kChunk, std::min(numel, (c + 1) * kChunk)); });
 }
 
 template <class A>
@@ -205,45 +203,41 @@ double sum_of(Formula formula, const Inputs<A>& in) {
 }
 
 template <class A>
-void values_of(Formula formula, const Inputs<A>& in, Tensor& out) {
-  const auto& f = functions<A>();
-  const auto blocks = f.blocks_of(formula);
+void values_of(Formula formula, const Inputs<A>& in, Tensor& result) {
+  const auto blocks = functions<A>().blocks_of(formula);
   RangeCheck<A> range(formula);
-  const Dtype dtype = dtype_of(out.scalar_type());
-  char* data = static_cast<char*>(out.mutable_data_ptr());
+  const Output<A> out(result, functions<A>());
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(A(1));
-    for_each_block<A>(
-        in, begin, end, scratch, A(1), [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
-          range.notice(x, t, n);
-          char* destination = data + i * element_size(dtype);
-          const bool direct = dtype == kAccumulate<A>;
-          blocks.values(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch.out);
-          if (!direct) f.store(dtype, scratch.out, 1, n, destination);
-        });
+    for_each_block<A>(in, begin, end, scratch, A(1),
+                      [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+                        range.notice(x, t, n);
+                        A* values = out.place(i, scratch.out);
+                        blocks.values(x, t, w, q, in.a, in.b, n, values);
+                        out.put(values, 1, n, i);
+                      });
   });
   range.raise(in);
 }
 
 template <class A>
-void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Outputs& out) {
-  const auto& f = functions<A>();
-  const auto blocks = f.blocks_of(formula);
-  const auto write = [&](auto gradient, Tensor* to, int64_t i, int64_t n, auto x, auto t, auto w, auto q,
-                         A* scratch) {
-    const Dtype dtype = dtype_of(to->scalar_type());
-    char* destination = static_cast<char*>(to->mutable_data_ptr()) + i * element_size(dtype);
-    const bool direct = dtype == kAccumulate<A>;
-    gradient(x, t, w, q, in.a, in.b, n, direct ? reinterpret_cast<A*>(destination) : scratch);
-    if (!direct) f.store(dtype, scratch, 1, n, destination);
+void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Outputs& outputs) {
+  const auto blocks = functions<A>().blocks_of(formula);
+  const auto output = [](Tensor* tensor) {
+    return tensor ? std::optional<Output<A>>(std::in_place, *tensor, functions<A>()) : std::nullopt;
   };
+  const auto input_out = output(outputs.input), target_out = output(outputs.target);
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(upstream);
     for_each_block<A>(in, begin, end, scratch, upstream,
                       [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
-                        if (out.input) write(blocks.input_gradient, out.input, i, n, x, t, w, q, scratch.out);
-                        if (out.target)
-                          write(blocks.target_gradient, out.target, i, n, x, t, w, q, scratch.out);
+                        const auto write = [&](auto gradient, const Output<A>& out) {
+                          A* values = out.place(i, scratch.out);
+                          gradient(x, t, w, q, in.a, in.b, n, values);
+                          out.put(values, 1, n, i);
+                        };
+                        if (input_out) write(blocks.input_gradient, *input_out);
+                        if (target_out) write(blocks.target_gradient, *target_out);
                       });
   });
 }

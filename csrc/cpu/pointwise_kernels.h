@@ -73,6 +73,7 @@ PointwiseBlocks<A> blocks_of(Formula formula) {
 }  // namespace
 
 inline constexpr PointwiseTable kPointwise = {
-    {load<float>, store<float>, multiply<float>, in_unit_interval<float>, blocks_of<float>},
-    {load<double>, store<double>, multiply<double>, in_unit_interval<double>, blocks_of<double>},
+    {load<float>, store<float>, stream<float>, multiply<float>, in_unit_interval<float>, blocks_of<float>},
+    {load<double>, store<double>, stream<double>, multiply<double>, in_unit_interval<double>,
+     blocks_of<double>},
 };

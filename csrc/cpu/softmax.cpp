@@ -99,16 +99,17 @@ void backward(const SoftmaxCall& call, const Tensor& grad_output, const Tensor& 
   tensors.push_back(&out);
   const SoftmaxProblem<A> problem(call, tensors);
   const Upstream<A> upstream(problem, grad_output, stats);
-  char* data = static_cast<char*>(out.mutable_data_ptr());
-  by_rows_or_pixels(problem, [&](const auto& way) { way.backward(upstream, data, gradient); });
+  const bool is_fresh = out.data_ptr() != call.logits.data_ptr();
+  const Output<A> output(out, problem.f, is_fresh);
+  by_rows_or_pixels(problem, [&](const auto& way) { way.backward(upstream, output, gradient); });
 }
 
 template <class A>
 void target_backward(const SoftmaxCall& call, const Tensor& grad_output, const Tensor& stats, Tensor& out) {
   const SoftmaxProblem<A> problem(call, {&call.logits, &call.target, &out});
   const Upstream<A> upstream(problem, grad_output, stats);
-  char* data = static_cast<char*>(out.mutable_data_ptr());
-  by_rows_or_pixels(problem, [&](const auto& way) { way.target_backward(upstream, data, 2); });
+  const Output<A> output(out, problem.f);
+  by_rows_or_pixels(problem, [&](const auto& way) { way.target_backward(upstream, output, 2); });
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& logits, const Tensor& target,

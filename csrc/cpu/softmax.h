@@ -25,6 +25,7 @@ template <class A>
 struct SoftmaxFunctions {
   Load<A> load;
   Store<A> store;
+  Stream<A> stream;
   void (*transform)(const A* x, int64_t n, A softcap, A temperature, A* z);
   void (*chain)(const A* z, int64_t n, A softcap, A temperature, A* gradient);
   void (*affine)(const A* x, int64_t n, A scale, A shift, A* out);
@@ -74,7 +75,7 @@ struct SoftmaxProblem {
   std::vector<A>
       share_of_class;  // smoothing / classes * weight, empty without smoothing or for probabilities
 
-  static constexpr int64_t kBlock = 4096;
+  static constexpr int64_t kBlock = 2048;
 
   // As many as any block has elements: what stands in for absent weights.
   static const A* ones() {
@@ -217,13 +218,5 @@ class Upstream {
   bool each_row_;
   double shared_ = 0.0;  // one value over the denominator, which is 1 where there is one per row
 };
-
-template <class Body>
-void for_each_task(int64_t tasks, const Body& body) {
-  if (tasks == 1) return body(0);
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) body(task);
-  });
-}
 
 }  // namespace fused_losses

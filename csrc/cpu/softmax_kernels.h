@@ -185,6 +185,7 @@ template <class A>
 constexpr SoftmaxFunctions<A> softmax_functions() {
   return {load<A>,
           store<A>,
+          stream<A>,
           transform<A>,
           chain<A>,
           affine<A>,

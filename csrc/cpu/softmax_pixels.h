@@ -34,7 +34,7 @@ class Pixels {
     });
   }
 
-  void backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+  void backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_tile([&](int64_t, const Tile& tile, Scratch& s) {
       load_logits(tile, s);
       if (p_.probabilities) load_target(tile, s);
@@ -51,7 +51,7 @@ class Pixels {
     });
   }
 
-  void target_backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+  void target_backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_tile([&](int64_t, const Tile& tile, Scratch& s) {
       load_logits(tile, s);
       for (int64_t i = 0; i < tile.n; ++i) {
@@ -168,9 +168,8 @@ class Pixels {
     return {maximum, log_sum, s.a, s.b, s.k, s.label};
   }
 
-  void store(char* out, int tensor, const Tile& tile, int64_t c, const A* values) const {
-    f_.store(p_.dtype, values, p_.view.of[tensor].pixels, tile.n,
-             out + at(tensor, tile, c) * element_size(p_.dtype));
+  void store(const Output<A>& out, int tensor, const Tile& tile, int64_t c, const A* values) const {
+    out.put(values, p_.view.of[tensor].pixels, tile.n, at(tensor, tile, c));
   }
 
   const Problem& p_;

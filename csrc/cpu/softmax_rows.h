@@ -7,7 +7,8 @@ namespace fused_losses {
 template <class A>
 class Rows {
   using Problem = SoftmaxProblem<A>;
-  static constexpr int64_t kBlock = Problem::kBlock;
+  // Sums pay for every block; what only writes takes small ones, so that its reads and writes overlap.
+  static constexpr int64_t kBlock = Problem::kBlock, kWritten = 512;
 
  public:
   explicit Rows(const Problem& problem) : p_(problem), f_(problem.f) {
@@ -28,26 +29,26 @@ class Rows {
     });
   }
 
-  void backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+  void backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
-      char* destination = out + at(gradient_tensor, row) * element_size(p_.dtype);
+      const int64_t start = at(gradient_tensor, row);
       if (p_.is_ignored(row)) {
-        std::memset(destination, 0, static_cast<size_t>(p_.view.classes * element_size(p_.dtype)));
+        out.zero(p_.view.classes, start);
       } else {
-        gradient_of(row, upstream, destination, scratch);
+        gradient_of(row, upstream, out, start, scratch);
       }
     });
   }
 
-  void target_backward(const Upstream<A>& upstream, char* out, int gradient_tensor) const {
+  void target_backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
-      char* destination = out + at(gradient_tensor, row) * element_size(p_.dtype);
+      const int64_t start = at(gradient_tensor, row);
       const A k = static_cast<A>(upstream(row) * (1.0 - p_.call.label_smoothing));
-      for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-        A* gradient = direct() ? reinterpret_cast<A*>(destination) + c : scratch.out;
+      for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+        A* gradient = out.place(start + c, scratch.out);
         const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         f_.row_target_gradient(z, upstream.maximum[row], upstream.log_sum[row], k, w, n, gradient);
-        if (!direct()) f_.store(p_.dtype, gradient, 1, n, destination + c * element_size(p_.dtype));
+        out.put(gradient, 1, n, start + c);
       });
     });
   }
@@ -60,8 +61,6 @@ class Rows {
     A maximum = -std::numeric_limits<A>::infinity();
     double sum_exp = 0, gap = 0, weight = 0;
   };
-
-  bool direct() const { return p_.dtype == kAccumulate<A>; }
 
   int64_t at(int tensor, int64_t row) const {
     return p_.view.offset(tensor, row / p_.view.pixels) + row % p_.view.pixels * p_.view.of[tensor].pixels;
@@ -77,14 +76,14 @@ class Rows {
   }
 
   // Calls body(first class, count, transformed logits).
-  template <class Body>
+  template <int64_t kStep, class Body>
   void for_each_block(int64_t row, Scratch& scratch, const Body& body) const {
     const char* source = p_.logits_at(at(0, row));
-    for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
-      const int64_t n = std::min(kBlock, p_.view.classes - c);
+    for (int64_t c = 0; c < p_.view.classes; c += kStep) {
+      const int64_t n = std::min(kStep, p_.view.classes - c);
       const char* block = source + c * element_size(p_.dtype);
       const A* z = scratch.z;
-      if (direct()) {
+      if (p_.dtype == kAccumulate<A>) {
         z = reinterpret_cast<const A*>(block);
       } else {
         f_.load(p_.dtype, block, 1, n, scratch.z);
@@ -106,7 +105,7 @@ class Rows {
     const A lowest = -std::numeric_limits<A>::infinity();
     const bool smooths = p_.labels && p_.smoothing > A(0);
     Sums s;
-    for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+    for_each_block<kBlock>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
       const A maximum = f_.row_max(z, n);
       if (maximum > s.maximum) {
         const auto step = static_cast<double>(maximum) - static_cast<double>(s.maximum);
@@ -151,16 +150,16 @@ class Rows {
                           k * share);
   }
 
-  void gradient_of(int64_t row, const Upstream<A>& upstream, char* destination, Scratch& scratch) const {
+  void gradient_of(int64_t row, const Upstream<A>& upstream, const Output<A>& out, int64_t start,
+                   Scratch& scratch) const {
     const A maximum = upstream.maximum[row], log_sum = upstream.log_sum[row];
     const double k = upstream(row);
     const double excess = k * p_.excess_factor(maximum, log_sum, target_weight(row, scratch));
     const double label = k * p_.label_factor(row);
     const A a = static_cast<A>(excess + label), scale = static_cast<A>(k);
     const A of_label = label_gradient(row, maximum, log_sum, k, excess, label);
-    for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-      char* to = destination + c * element_size(p_.dtype);
-      A* gradient = direct() && !p_.transforms ? reinterpret_cast<A*>(to) : scratch.out;
+    for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+      A* gradient = out.place(start + c, scratch.out);
       if (p_.probabilities) {
         target_factors(row, c, n, scratch.r);
         f_.row_gradient_minus(z, maximum, log_sum, a, scale, scratch.r, n, gradient);
@@ -171,7 +170,7 @@ class Rows {
       }
       if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = of_label;
       if (p_.transforms) f_.chain(z, n, p_.softcap, p_.temperature, gradient);
-      if (gradient == scratch.out) f_.store(p_.dtype, gradient, 1, n, to);
+      out.put(gradient, 1, n, start + c);
     });
   }
 

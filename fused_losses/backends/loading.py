@@ -50,6 +50,19 @@ def _not_built_reason(extension: str) -> str:
     return f"not built: {recorded or nothing}"
 
 
+def empty_cache() -> None:
+    """Frees the memory that is kept to make the next large CPU gradient in.
+
+    Under memory pressure the system takes it back by itself; ``FUSED_LOSSES_CPU_CACHE=0`` keeps none.
+
+    Example:
+        >>> import fused_losses
+        >>> fused_losses.empty_cache()
+    """
+    if _unavailable["_C_cpu"] is None:
+        torch.ops.fused_losses.empty_cache()
+
+
 def load() -> None:
     """Loads what is built and registers the shape functions that torch.compile needs."""
     for extension in EXTENSIONS:

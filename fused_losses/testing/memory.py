@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..backends import empty_cache
+
 
 def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """The most bytes that a call has allocated at any one moment, its result included.
@@ -21,6 +23,7 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """
     if torch.device(device).type == "cuda":
         return _peak_of_cuda(function, device)
+    empty_cache()  # memory that is kept from before would not be seen
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = function()
     del kept

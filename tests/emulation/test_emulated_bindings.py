@@ -4,7 +4,6 @@ import pytest
 import torch
 from emulator import build_bindings
 
-from fused_losses import functional
 from fused_losses.backends import choice
 from fused_losses.specs import SPECS
 from fused_losses.testing import check_loss

@@ -85,9 +85,14 @@ def cpu_extension(tools: Any) -> Any:
 
 
 def cuda_home(tools: Any) -> str | None:
-    """Where the CUDA toolkit is; torch does not look for it when it is built for CPUs only."""
-    nvcc = shutil.which("nvcc")
-    return tools.CUDA_HOME or os.environ.get("CUDA_HOME") or (str(Path(nvcc).resolve().parent.parent) if nvcc else None)
+    """Where the CUDA toolkit is: as named, or as nvcc itself says, for the one on the path may be a wrapper."""
+    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return named
+    if (nvcc := shutil.which("nvcc")) is None:
+        return tools.CUDA_HOME
+    steps = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    top = next((line.split("TOP=", 1)[1] for line in steps.splitlines() if "TOP=" in line), nvcc + "/../..")
+    return os.path.realpath(top)
 
 
 def cuda_extension(tools: Any) -> Any:

@@ -25,6 +25,7 @@ _import_source_folder("triton_kernels")
 
 from . import functional
 from .backends import backend_report, empty_cache, use_backend
+from .losses.linear import LinearCrossEntropyLoss
 from .losses.pointwise import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -47,6 +48,7 @@ __all__ = [
     "CrossEntropyLoss",
     "HuberLoss",
     "L1Loss",
+    "LinearCrossEntropyLoss",
     "LogCoshLoss",
     "MSELoss",
     "SigmoidFocalLoss",

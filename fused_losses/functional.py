@@ -1,5 +1,6 @@
 """Every loss as a function, in the style of :mod:`torch.nn.functional`."""
 
+from .losses.linear import linear_cross_entropy, linear_log_probs
 from .losses.pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -20,6 +21,8 @@ __all__ = [
     "cross_entropy",
     "huber_loss",
     "l1_loss",
+    "linear_cross_entropy",
+    "linear_log_probs",
     "log_cosh_loss",
     "mse_loss",
     "sigmoid_focal_loss",

@@ -393,6 +393,16 @@ def cross_entropy_backward_(grad_output, logits, *arguments):
         launch_backward(logits, False, grad_output, logits, *arguments)
 
 
+def cross_entropy_with_gradient_(logits, target, weight, sample_weight, *options):
+    """Losses of the rows; the logits become the gradient of their sum."""
+    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    arguments = (target, weight, sample_weight)
+    loss, stats = cross_entropy_forward(logits, *arguments, "none", *options, accumulate)
+    # The denominator of unreduced losses is a 1 that is on the device already.
+    cross_entropy_backward_(stats[-1:].view(()), logits, *arguments, stats, "sum", *options)
+    return loss
+
+
 def cross_entropy_target_backward(grad_output, logits, target, *arguments):
     """The gradient with respect to the class probabilities."""
     return gradient_like(target, True, grad_output, logits, target, *arguments)

@@ -97,25 +97,32 @@ inline Tensor allocate_large(const int64_t* sizes, const int64_t* strides, int64
   return Tensor(handle);
 }
 
-// An uninitialised tensor without gaps, on another one's device.
-inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
-                    const Tensor& like) {
-  const int32_t device_type = device_type_of(like);
-  if (device_type != aoti_torch_device_type_cpu()) {
-    return allocate(sizes, strides, ndim, dtype, device_type, like.get_device_index());
-  }
+inline Tensor empty_on_cpu(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype) {
   const int64_t elements = std::accumulate(sizes, sizes + ndim, int64_t{1}, std::multiplies<int64_t>());
   const int64_t bytes = elements * element_size(dtype);
   if (bytes >= kLargeTensor && KeptMemory::is_on()) return allocate_large(sizes, strides, ndim, dtype, bytes);
-  Tensor result = allocate(sizes, strides, ndim, dtype, device_type, 0);
+  Tensor result = allocate(sizes, strides, ndim, dtype, aoti_torch_device_type_cpu(), 0);
   if (bytes >= kLargeTensor) advise(result.data_ptr(), bytes, MADV_HUGEPAGE);
   return result;
 }
 
-inline Tensor empty_contiguous(std::vector<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+// An uninitialised tensor without gaps, on another one's device.
+inline Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
+                    const Tensor& like) {
+  const int32_t device_type = device_type_of(like);
+  if (device_type == aoti_torch_device_type_cpu()) return empty_on_cpu(sizes, strides, ndim, dtype);
+  return allocate(sizes, strides, ndim, dtype, device_type, like.get_device_index());
+}
+
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
+  return strides;
+}
+
+inline Tensor empty_contiguous(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  const auto strides = contiguous_strides(sizes);
   return empty(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), dtype, like);
 }
 

@@ -21,15 +21,23 @@ const SoftmaxFunctions<A>& softmax_functions() {
   }
 }
 
+template const SoftmaxFunctions<float>& softmax_functions();
+template const SoftmaxFunctions<double>& softmax_functions();
+
 namespace {
 
 // Below this many classes, a row is too short to fill vectors along its classes.
 constexpr int64_t kFewClasses = 64;
 
+template <class A>
+bool goes_by_rows(const SoftmaxProblem<A>& problem) {
+  return problem.view.classes_are_adjacent() && (problem.view.classes >= kFewClasses || problem.rows == 1);
+}
+
 template <class A, class Body>
 void by_rows_or_pixels(const SoftmaxProblem<A>& problem, const Body& body) {
   if (problem.rows == 0) return;
-  if (problem.view.classes_are_adjacent() && (problem.view.classes >= kFewClasses || problem.rows == 1)) {
+  if (goes_by_rows(problem)) {
     body(Rows<A>(problem));
   } else {
     body(Pixels<A>(problem));
@@ -104,6 +112,30 @@ void backward(const SoftmaxCall& call, const Tensor& grad_output, const Tensor& 
   by_rows_or_pixels(problem, [&](const auto& way) { way.backward(upstream, output, gradient); });
 }
 
+// Losses of the rows; the logits become the gradient of their sum.
+template <class A>
+Tensor with_gradient(const SoftmaxCall& call, Tensor& logits) {
+  const ScalarType accumulate = accumulate_type(logits.scalar_type());
+  const SoftmaxProblem<A> problem(call, {&call.logits, &logits});
+  if (!call.has_labels() || problem.transforms || !goes_by_rows(problem)) {
+    const auto [loss, stats] = forward<A>(call, accumulate);
+    Tensor one = empty_contiguous(call.label_shape(), accumulate, logits);
+    std::fill_n(static_cast<A*>(one.mutable_data_ptr()), problem.rows, A(1));
+    backward<A>(call, one, stats, logits);
+    return loss;
+  }
+  checked_label_weights(call, [](int64_t) { return 0.0; });
+  Tensor loss = empty_contiguous(call.label_shape(), accumulate, logits);
+  Tensor stats = empty_contiguous({2 * problem.rows}, accumulate, logits);
+  A* maximum = static_cast<A*>(stats.mutable_data_ptr());
+  const Rows<A> rows(problem);
+  LossSink<A> sink(problem, loss, rows.tasks());
+  if (problem.rows > 0) {
+    rows.forward_backward(sink, maximum, maximum + problem.rows, Output<A>(logits, problem.f, false));
+  }
+  return loss;
+}
+
 template <class A>
 void target_backward(const SoftmaxCall& call, const Tensor& grad_output, const Tensor& stats, Tensor& out) {
   const SoftmaxProblem<A> problem(call, {&call.logits, &call.target, &out});
@@ -154,6 +186,16 @@ void cross_entropy_backward_(const Tensor& grad_output, Tensor logits, FL_BACKWA
   fill_gradient<backward<float>, backward<double>>(grad_output, call, stats, logits);
 }
 
+Tensor cross_entropy_with_gradient_in_place(Tensor logits, const Tensor& target, const OptionalTensor& weight,
+                                            const OptionalTensor& sample_weight, int64_t ignore_index,
+                                            double label_smoothing, double z_loss, double softcap,
+                                            double temperature) {
+  const std::string reduction = "none";
+  const SoftmaxCall call = FL_BACKWARD_CALL;
+  return logits.scalar_type() == ScalarType::Double ? with_gradient<double>(call, logits)
+                                                    : with_gradient<float>(call, logits);
+}
+
 Tensor cross_entropy_target_backward(const Tensor& grad_output, const Tensor& logits,
                                      FL_BACKWARD_PARAMETERS) {
   const SoftmaxCall call = FL_BACKWARD_CALL;
@@ -169,6 +211,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_));
+  m.impl("cross_entropy_with_gradient_", TORCH_BOX(&cross_entropy_with_gradient_in_place));
   m.impl("cross_entropy_target_backward", TORCH_BOX(&cross_entropy_target_backward));
 }
 

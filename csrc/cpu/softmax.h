@@ -21,6 +21,10 @@ struct PixelRows {
   const int32_t* label;
 };
 
+struct ExpSums {
+  double exp, moment;
+};
+
 template <class A>
 struct SoftmaxFunctions {
   Load<A> load;
@@ -32,10 +36,15 @@ struct SoftmaxFunctions {
   void (*multiply)(const A* x, const A* y, int64_t n, A* out);
   A (*row_max)(const A* z, int64_t n);
   double (*row_sum_exp)(const A* z, A maximum, int64_t n);
+  double (*row_exp)(A* z, A maximum, int64_t n);
+  ExpSums (*row_exp_sums)(const A* z, A maximum, int64_t n);
+  int64_t (*row_find)(const A* z, A value, int64_t n);
   double (*row_gap)(const A* z, const A* w, A maximum, int64_t n);
   double (*row_sum)(const A* x, int64_t n);
   void (*row_gradient)(const A* z, A maximum, A log_sum, A a, int64_t n, A* out);
   void (*row_gradient_minus)(const A* z, A maximum, A log_sum, A a, A k, const A* r, int64_t n, A* out);
+  void (*row_entropy_gradient)(const A* z, A maximum, A log_sum, A a, A e, int64_t n, A* out);
+  void (*subtract)(const A* f, A k, int64_t n, A* out);
   void (*row_target_gradient)(const A* z, A maximum, A log_sum, A k, const A* w, int64_t n, A* out);
   void (*pixel_max)(const A* z, int64_t n, A* maximum);
   void (*pixel_sum_exp)(const A* z, const A* maximum, int64_t n, A* top, A* rest);

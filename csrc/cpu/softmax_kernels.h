@@ -68,6 +68,61 @@ double row_sum_exp(const A* z, A maximum, int64_t n) {
   return top + rest;
 }
 
+// Replaces z by exp(z - maximum), and sums that.
+template <class A>
+double row_exp(A* z, A maximum, int64_t n) {
+  A tops[kLanes] = {}, rests[kLanes] = {};
+  const auto replace = [&](int64_t i, int64_t j) {
+    const A is_top = z[i] == maximum ? A(1) : A(0), e = exp_nonpositive(z[i] - maximum);
+    tops[j] += is_top;
+    rests[j] += e - is_top;
+    z[i] = e;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) replace(i + j, j);
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) replace(i, j);
+  double top = 0, rest = 0;
+  for (int64_t j = 0; j < kLanes; ++j) top += tops[j], rest += rests[j];
+  return top + rest;
+}
+
+// Also sums exp(z - maximum) (maximum - z), to which a logit of -inf adds nothing.
+template <class A>
+ExpSums row_exp_sums(const A* z, A maximum, int64_t n) {
+  A tops[kLanes] = {}, rests[kLanes] = {}, moments[kLanes] = {};
+  const auto add = [&](A logit, int64_t j) {
+    const A below = maximum - logit, e = exp_nonpositive(-below);
+    add_exp(logit, maximum, tops[j], rests[j]);
+    moments[j] += e > A(0) ? e * below : A(0);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) add(z[i + j], j);
+  }
+  for (int64_t j = 0; i < n; ++i, ++j) add(z[i], j);
+  ExpSums sums{0, 0};
+  for (int64_t j = 0; j < kLanes; ++j) {
+    sums.exp += double(tops[j]) + double(rests[j]);
+    sums.moment += moments[j];
+  }
+  return sums;
+}
+
+// The first place of a value, or n.
+template <class A>
+int64_t row_find(const A* z, A value, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    int found = 0;
+    for (int64_t j = 0; j < kLanes; ++j) found |= z[i + j] == value;
+    if (found) break;
+  }
+  while (i < n && !(z[i] == value)) ++i;
+  return i;
+}
+
 // sum of w * (maximum - z)
 template <class A>
 double row_gap(const A* z, const A* w, A maximum, int64_t n) {
@@ -109,6 +164,24 @@ void row_gradient_minus(const A* z, A maximum, A log_sum, A a, A k, const A* r, 
   const RowStats<A> stats{maximum, log_sum};
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = a * stats.probability(z[i]) - k * r[i];
+}
+
+// p (a + e log p)
+template <class A>
+void row_entropy_gradient(const A* z, A maximum, A log_sum, A a, A e, int64_t n, A* out) {
+  const RowStats<A> stats{maximum, log_sum};
+  FL_ELEMENTWISE
+  for (int64_t i = 0; i < n; ++i) {
+    const A p = stats.probability(z[i]);
+    out[i] = p > A(0) ? p * (a - e * stats.minus_log_probability(z[i])) : a * p;
+  }
+}
+
+// out -= k * f
+template <class A>
+void subtract(const A* f, A k, int64_t n, A* out) {
+  FL_ELEMENTWISE
+  for (int64_t i = 0; i < n; ++i) out[i] -= k * f[i];
 }
 
 // k * w * (log-sum-exp - z)
@@ -192,10 +265,15 @@ constexpr SoftmaxFunctions<A> softmax_functions() {
           scale_by<A>,
           row_max<A>,
           row_sum_exp<A>,
+          row_exp<A>,
+          row_exp_sums<A>,
+          row_find<A>,
           row_gap<A>,
           row_sum<A>,
           row_gradient<A>,
           row_gradient_minus<A>,
+          row_entropy_gradient<A>,
+          subtract<A>,
           row_target_gradient<A>,
           pixel_max<A>,
           pixel_sum_exp<A>,

@@ -40,6 +40,26 @@ class Rows {
     });
   }
 
+  // Loss and gradient of rows with labels, with one exponential each: logits are replaced by it, then by the
+  // gradient. Not for transformed logits, whose derivative needs them.
+  void forward_backward(LossSink<A>& sink, A* maximum, A* log_sum, const Output<A>& out) const {
+    for_each_row([&](int64_t task, int64_t row, Scratch& scratch) {
+      const int64_t start = at(0, row);
+      maximum[row] = log_sum[row] = A(0);
+      if (p_.is_ignored(row)) {
+        sink.add(task, row, 0.0);
+        return out.zero(p_.view.classes, start);
+      }
+      const A z = p_.label_logit(start + p_.labels[row]);
+      A* e = exponentials_at(start);
+      const Sums sums = exponentials_of(row, e);
+      maximum[row] = sums.maximum;
+      log_sum[row] = static_cast<A>(std::log(sums.sum_exp));
+      sink.add(task, row, p_.row_loss(row, maximum[row], log_sum[row], z, sums.gap, sums.weight));
+      gradient_from(row, sums, z, maximum[row], log_sum[row], e, out, start, scratch);
+    });
+  }
+
   void target_backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
       const int64_t start = at(gradient_tensor, row);
@@ -130,6 +150,52 @@ class Rows {
     return s;
   }
 
+  // Where the exponentials of a row go: over the logits, or beside those of another type.
+  A* exponentials_at(int64_t start) const {
+    if (p_.dtype == kAccumulate<A>) return reinterpret_cast<A*>(const_cast<char*>(p_.logits_at(start)));
+    thread_local std::vector<A> memory;
+    memory.resize(static_cast<size_t>(p_.view.classes));
+    return memory.data();
+  }
+
+  Sums exponentials_of(int64_t row, A* e) const {
+    Sums s;
+    const char* source = p_.logits_at(at(0, row));
+    for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
+      const int64_t n = std::min(kBlock, p_.view.classes - c);
+      if (p_.dtype != kAccumulate<A>) f_.load(p_.dtype, source + c * element_size(p_.dtype), 1, n, e + c);
+      s.maximum = std::max(s.maximum, f_.row_max(e + c, n));
+    }
+    const A lowest = -std::numeric_limits<A>::infinity(), reference = s.maximum == lowest ? A(0) : s.maximum;
+    for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
+      const int64_t n = std::min(kBlock, p_.view.classes - c);
+      if (p_.smoothing > A(0)) {
+        const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
+        s.gap += f_.row_gap(e + c, w, s.maximum, n);
+      }
+      s.sum_exp += f_.row_exp(e + c, reference, n);
+    }
+    if (s.maximum == lowest) s.sum_exp = std::numeric_limits<double>::quiet_NaN();
+    return s;
+  }
+
+  void gradient_from(int64_t row, const Sums& sums, A z, A maximum, A log_sum, const A* e,
+                     const Output<A>& out, int64_t start, Scratch& scratch) const {
+    const double k = static_cast<double>(p_.weight_of_row(row));
+    const double excess = k * p_.excess_factor(maximum, log_sum, 0.0), label = k * p_.label_factor(row);
+    const A scale = static_cast<A>((excess + label) / sums.sum_exp);
+    const A of_label = label_gradient_of(row, z, maximum, log_sum, k, excess, label);
+    for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
+      const int64_t n = std::min(kBlock, p_.view.classes - c);
+      A* gradient = out.place(start + c, scratch.out);
+      f_.affine(e + c, n, scale, A(0), gradient);
+      if (!p_.share_of_class.empty())
+        f_.subtract(p_.share_of_class.data() + c, static_cast<A>(k), n, gradient);
+      if (p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = of_label;
+      out.put(gradient, 1, n, start + c);
+    }
+  }
+
   double target_weight(int64_t row, Scratch& scratch) const {
     double weight = 0;
     for (int64_t c = 0; p_.probabilities && c < p_.view.classes; c += kBlock) {
@@ -142,8 +208,13 @@ class Rows {
 
   A label_gradient(int64_t row, A maximum, A log_sum, double k, double excess, double label) const {
     if (!p_.labels) return A(0);
-    const auto z = static_cast<double>(p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes));
-    const double log_probability = (z - static_cast<double>(maximum)) - static_cast<double>(log_sum);
+    const A z = p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes);
+    return label_gradient_of(row, z, maximum, log_sum, k, excess, label);
+  }
+
+  A label_gradient_of(int64_t row, A z, A maximum, A log_sum, double k, double excess, double label) const {
+    const double log_probability =
+        (static_cast<double>(z) - static_cast<double>(maximum)) - static_cast<double>(log_sum);
     const double share =
         p_.share_of_class.empty() ? 0.0 : static_cast<double>(p_.share_of_class[p_.labels[row]]);
     return static_cast<A>(excess * std::exp(log_probability) + label * std::expm1(log_probability) -

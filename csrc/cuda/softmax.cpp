@@ -148,6 +148,38 @@ void cross_entropy_backward_in_place_cuda(const Tensor& grad_output, Tensor logi
   fill_logits_gradient(grad_output, call, stats, logits, launches);
 }
 
+// Losses of the rows; the logits become the gradient of their sum.
+template <class T>
+Tensor with_gradient(const SoftmaxCall& call, Tensor& logits, const Launches& launches) {
+  const ScalarType accumulate = accumulate_type(logits.scalar_type());
+  const auto [loss, stats] = forward<T>(call, accumulate, launches.stream());
+  if (logits.numel() == 0) return loss;
+  // The denominator of unreduced losses is a 1 that is on the device already.
+  const auto* numbers = static_cast<const Accumulate<T>*>(stats.const_data_ptr());
+  const ClassView view = view_of(call, &logits);
+  const SoftmaxGradient<T> gradient{static_cast<T*>(logits.mutable_data_ptr()),
+                                    layout_of(view, view.of.size() - 1),
+                                    numbers + 2 * call.rows(),
+                                    dtype_of(accumulate),
+                                    true,
+                                    numbers};
+  STD_CUDA_CHECK(
+      softmax_backward<T>(problem_of<T>(call, view), gradient, launches.stream(), kSoftmaxMaxBlocks));
+  return loss;
+}
+
+Tensor cross_entropy_with_gradient_cuda(Tensor logits, const Tensor& target, const OptionalTensor& weight,
+                                        const OptionalTensor& sample_weight, int64_t ignore_index,
+                                        double label_smoothing, double z_loss, double softcap,
+                                        double temperature) {
+  const Launches launches(logits);
+  const std::string reduction = "none";
+  const SoftmaxCall call = FL_BACKWARD_CALL;
+  return for_element_type(logits.scalar_type(), [&](auto* type) {
+    return with_gradient<std::remove_pointer_t<decltype(type)>>(call, logits, launches);
+  });
+}
+
 Tensor cross_entropy_target_backward_cuda(const Tensor& grad_output, const Tensor& logits,
                                           FL_BACKWARD_PARAMETERS) {
   const Launches launches(logits);
@@ -167,6 +199,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_losses, CUDA, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward_cuda));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward_cuda));
   m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_in_place_cuda));
+  m.impl("cross_entropy_with_gradient_", TORCH_BOX(&cross_entropy_with_gradient_cuda));
   m.impl("cross_entropy_target_backward", TORCH_BOX(&cross_entropy_target_backward_cuda));
 }
 

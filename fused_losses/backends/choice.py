@@ -24,7 +24,10 @@ class Kernels(NamedTuple):
     cross_entropy_forward: Any
     cross_entropy_backward: Any
     cross_entropy_backward_: Any
+    cross_entropy_with_gradient_: Any
     cross_entropy_target_backward: Any
+    row_statistics: Any
+    row_gradient_: Any
 
 
 def _validated(backend: str | None, source: str) -> str | None:

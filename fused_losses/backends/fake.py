@@ -11,7 +11,10 @@ OPERATORS = (
     "cross_entropy_forward",
     "cross_entropy_backward",
     "cross_entropy_backward_",
+    "cross_entropy_with_gradient_",
     "cross_entropy_target_backward",
+    "row_statistics",
+    "row_gradient_",
 )
 
 _ACCUMULATE = {torch.float64: torch.float64}
@@ -117,6 +120,20 @@ def cross_entropy_backward_(
     return None
 
 
+def cross_entropy_with_gradient_(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+) -> Tensor:
+    return logits.new_empty(label_shape(logits), dtype=accumulate_dtype(logits.dtype))
+
+
 def cross_entropy_target_backward(
     grad_output: Tensor,
     logits: Tensor,
@@ -132,3 +149,23 @@ def cross_entropy_target_backward(
     temperature: float,
 ) -> Tensor:
     return torch.empty_like(target)
+
+
+def row_statistics(
+    logits: Tensor, labels: Tensor, factors: Tensor | None, softcap: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[0]
+    statistics = logits.new_empty((5, rows), dtype=accumulate_dtype(logits.dtype))
+    return statistics, logits.new_empty((rows,), dtype=torch.int64)
+
+
+def row_gradient_(
+    logits: Tensor,
+    labels: Tensor,
+    statistics: Tensor,
+    coefficients: Tensor,
+    factors: Tensor | None,
+    softcap: float,
+    temperature: float,
+) -> None:
+    return None

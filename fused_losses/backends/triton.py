@@ -37,7 +37,7 @@ def register() -> None:
         return
     package = __name__.rsplit(".", 2)[0]
     families: list[Any] = [
-        importlib.import_module(f"{package}.triton_kernels.{name}") for name in ("pointwise", "softmax")
+        importlib.import_module(f"{package}.triton_kernels.{name}") for name in ("pointwise", "softmax", "linear")
     ]
     library = torch.library.Library("fused_losses_triton", "FRAGMENT")
     for name in fake.OPERATORS:

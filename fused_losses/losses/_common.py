@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,10 +38,10 @@ def _dispatches_itself(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__") is not getattr(Tensor, "__torch_dispatch__")  # noqa: B009
 
 
-def check_tensors(input: Tensor, target: Tensor, **others: Tensor | None) -> None:
+def check_tensors(*, input: Tensor, optional: Mapping[str, Tensor | None], **others: Tensor) -> None:
     """Raises where an argument is no tensor or where two of them live on different devices."""
-    given = {name: tensor for name, tensor in others.items() if tensor is not None}
-    for name, tensor in {"input": input, "target": target, **given}.items():
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    for name, tensor in {"input": input, **others, **given}.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.device != input.device:
@@ -100,13 +100,18 @@ def output_dtype(input: Tensor) -> torch.dtype:
     return dtype
 
 
-def divided_sum(sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, normalizer: Tensor | float) -> Tensor:
-    """The mean with an explicit denominator: a fused sum, kept in fp32 or wider until it is divided."""
+def check_normalizer(reduction: str) -> None:
+    """Raises where there is no mean to divide."""
     if reduction != "mean":
         raise ValueError(
             f"normalizer divides a mean, got reduction={reduction!r}; "
             "use reduction='mean', or divide the result yourself"
         )
+
+
+def divided_sum(sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, normalizer: Tensor | float) -> Tensor:
+    """The mean with an explicit denominator: a fused sum, kept in fp32 or wider until it is divided."""
+    check_normalizer(reduction)
     dtype = output_dtype(input)
     wide = torch.promote_types(dtype, torch.float32)
     return (sum_loss(reduction="sum", out_dtype=wide) / normalizer).to(dtype)

@@ -167,17 +167,17 @@ def cross_entropy(
             return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
         except (RuntimeError, TypeError, ValueError, IndexError):
             pass  # the checks below say the same and the way out
-    check_tensors(input, target, weight=weight, sample_weight=sample_weight)
-    options = _checked_options(ignore_index, label_smoothing, z_loss, softcap, temperature)
-    input, target = _checked_target(plain(input), plain(target), options)
-    _check_weights(input, weight, sample_weight)
+    check_tensors(input=input, target=target, optional={"weight": weight, "sample_weight": sample_weight})
+    options = checked_options(ignore_index, label_smoothing, z_loss, softcap, temperature)
+    input, target = checked_target(plain(input), plain(target), options)
+    check_weights(input, weight, sample_weight)
     fused = partial(_softmax_loss, input, target, weight, sample_weight, options, inplace_backward, backend)
     if normalizer is not None:
         return divided_sum(fused, input, reduction, normalizer)
     return fused(reduction, output_dtype(input))
 
 
-def _checked_options(
+def checked_options(
     ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None, temperature: float
 ) -> Options:
     if not 0.0 <= label_smoothing <= 1.0:
@@ -191,7 +191,7 @@ def _checked_options(
     return Options(ignore_index, float(label_smoothing), float(z_loss), softcap or 0.0, float(temperature))
 
 
-def _checked_target(input: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+def checked_target(input: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Input and target in dtypes the kernels take, or an error that says which shape was expected."""
     if input.ndim == 0:
         raise RuntimeError("logits need a class dimension: (C), (N, C) or (N, C, d1, ...), got a 0-d tensor")
@@ -208,11 +208,11 @@ def _checked_target(input: Tensor, target: Tensor, options: Options) -> tuple[Te
     if target.shape != expected:
         _raise_target_shape(input, target, expected)
     if DEBUG and target.device.type != "cpu":
-        _check_labels(input, target, options.ignore_index)
+        check_labels(input, target, options.ignore_index)
     return input, target
 
 
-def _check_labels(input: Tensor, target: Tensor, ignore_index: int) -> None:
+def check_labels(input: Tensor, target: Tensor, ignore_index: int) -> None:
     classes = input.shape[0 if input.ndim == 1 else 1]
     outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if outside.any():
@@ -250,7 +250,7 @@ def _raise_target_shape(input: Tensor, target: Tensor, expected: tuple[int, ...]
     raise RuntimeError(message)
 
 
-def _check_weights(input: Tensor, weight: Tensor | None, sample_weight: Tensor | None) -> None:
+def check_weights(input: Tensor, weight: Tensor | None, sample_weight: Tensor | None) -> None:
     if weight is not None:
         classes = input.shape[0 if input.ndim == 1 else 1]
         if weight.shape != (classes,):

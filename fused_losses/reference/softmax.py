@@ -60,3 +60,15 @@ def label_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> T
     """The class weight of every label (1 without weights), 0 where it is ignored"""
     valid = target != ignore_index
     return valid if weight is None else weight[target.where(valid, 0)] * valid
+
+
+def token_statistics(logits: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor, Tensor]:
+    """log p_t, logsumexp(z) and -sum_c p_c log p_c for each row; 0 where the target is ignored"""
+    ignored = target == ignore_index
+    log_probabilities = torch.log_softmax(logits.masked_fill(ignored[:, None], 0.0), dim=1)
+    log_probs = log_probabilities.gather(1, target.where(~ignored, 0)[:, None])[:, 0]
+    # 0 log 0 is 0, also in the gradient
+    certain = log_probabilities == float("-inf")
+    entropy = -(log_probabilities.exp() * log_probabilities.masked_fill(certain, 0.0)).sum(dim=1)
+    log_sum_exp = torch.logsumexp(logits, dim=1)
+    return tuple(values.masked_fill(ignored, 0.0) for values in (log_probs, log_sum_exp, entropy))

@@ -54,7 +54,8 @@ def pointwise_loss(
         return _by_reference(formula, a, b, reduction, weight, pos_weight, input, target)
     if formula not in BINARY:
         _warn_broadcast(input, target)
-    check_tensors(input, target, weight=weight, pos_weight=pos_weight, sample_weight=sample_weight)
+    optional = {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
+    check_tensors(input=input, target=target, optional=optional)
     input, target = plain(input), plain(target)
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)

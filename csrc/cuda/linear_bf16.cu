@@ -1,0 +1,5 @@
+#include "linear.cuh"
+
+namespace fused_losses {
+FL_INSTANTIATE_LINEAR(BFloat16)
+}

@@ -1,0 +1,180 @@
+"""The matrix products of a head, a chunk of rows at a time, and the gradients that gather from them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...backends.fake import accumulate_dtype
+from ...backends.loading import unavailable_reason
+
+# The default of max_workspace_mb: what a chunk of logits and the products beside it may take.
+WORKSPACE_MB = {"cpu": 64.0, "cuda": 512.0}
+# More rows than these do not make the products faster, and fewer fit a CPU's caches.
+MOST_ROWS = {("cpu", torch.float32): 256, ("cpu", torch.float64): 256, ("cpu", torch.bfloat16): 512}
+LEAST_ROWS = 32
+BLOCK_BYTES = 1 << 19  # of a product that is moved or added elsewhere while a CPU's cache holds it
+
+
+class Needs(NamedTuple):
+    """Which gradients somebody asks for."""
+
+    input: bool
+    weight: bool
+    bias: bool
+
+
+class Head(NamedTuple):
+    """A linear layer in the dtype of its products."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V)
+
+    @classmethod
+    def cast(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Head:
+        return cls(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def write_logits(self, input: Tensor, out: Tensor) -> None:
+        """out = input @ weight.T + bias  # (n, D) -> (n, V)"""
+        if _linear_without_packing(input):
+            for block in _blocks(len(self.weight), input.shape[0] * input.element_size()):
+                bias = None if self.bias is None else self.bias[block]
+                out[:, block] = torch.ops.mkldnn._linear_pointwise(input, self.weight[block], bias, "none", [], "")
+        elif self.bias is None:
+            torch.mm(input, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, input, self.weight.t(), out=out)
+
+    def input_gradient(self, logits_gradient: Tensor) -> Tensor:
+        """logits_gradient @ weight  # (n, V) -> (n, D)"""
+        if _linear_without_packing(logits_gradient):
+            return torch.ops.mkldnn._linear_pointwise(logits_gradient, self.weight.t(), None, "none", [], "")
+        return torch.mm(logits_gradient, self.weight)
+
+
+def _linear_without_packing(input: Tensor) -> bool:
+    """oneDNN's fp32 kernels: a general product packs the whole weight again for every chunk."""
+    return input.is_cpu and input.dtype is torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _blocks(count: int, bytes_each: int) -> Iterator[slice]:
+    size = max(256, BLOCK_BYTES // max(1, bytes_each) // 256 * 256)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+class HeadGradients:
+    """Gradients of a head, as sums over chunks of rows: that of the weight in fp32 or wider."""
+
+    def __init__(self, head: Head, rows: int, needs: Needs, counted: Tensor | None = None):
+        classes, width = head.weight.shape
+        dtype, wide = head.weight.dtype, accumulate_dtype(head.weight.dtype)
+        self.head, self.needs = head, needs
+        self.input = empty(head.weight, (rows, width) if needs.input else (0,), dtype)
+        self.weight = empty(head.weight, (classes, width) if needs.weight else (0,), wide)
+        self.bias = empty(head.weight, (classes,) if needs.bias else (0,), wide)
+        self.fresh = True
+        if counted is not None:
+            self.input.zero_()  # where rows are left out
+
+    def add(self, rows: Rows, input: Tensor, logits_gradient: Tensor) -> None:
+        """Adds what a chunk contributes.  # (n, D), (n, V)"""
+        if self.needs.input:
+            self.input[rows] = self.head.input_gradient(logits_gradient)
+        if self.needs.weight:
+            self._add_to_weight(input, logits_gradient)
+        if self.needs.bias:
+            of_chunk = logits_gradient.sum(0, dtype=self.bias.dtype)
+            self.bias.copy_(of_chunk) if self.fresh else self.bias.add_(of_chunk)
+        self.fresh = False
+
+    def _add_to_weight(self, input: Tensor, logits_gradient: Tensor) -> None:
+        beta = 0.0 if self.fresh else 1.0
+        if self.weight.dtype == input.dtype:
+            torch.addmm(self.weight, logits_gradient.t(), input, beta=beta, out=self.weight)
+        elif input.is_cuda and _adds_wide_products(input.dtype, input.device):
+            wide, product = self.weight.dtype, logits_gradient.t()
+            torch.ops.aten.addmm.dtype_out(self.weight, product, input, wide, beta=beta, out=self.weight)
+        else:
+            self._add_blocks_to_weight(input, logits_gradient)
+
+    def _add_blocks_to_weight(self, input: Tensor, logits_gradient: Tensor) -> None:
+        for block in _blocks(len(self.weight), input.shape[1] * input.element_size()):
+            product = torch.mm(logits_gradient[:, block].t(), input)
+            if self.fresh:
+                self.weight[block] = product
+            elif product.is_cpu:
+                torch.ops.fused_losses.add_(self.weight[block], product)
+            else:
+                self.weight[block] += product
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums; what nobody asked for is empty, and without any rows everything is 0."""
+        if self.fresh:
+            for tensor in (self.input, self.weight, self.bias):
+                tensor.zero_()
+        return self.input, self.weight, self.bias
+
+
+@functools.cache
+def _adds_wide_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch multiplies low precision into an fp32 sum: asked once, with a product of nothing."""
+    tile, total = torch.zeros(16, 16, dtype=dtype, device=device), torch.zeros(16, 16, device=device)
+    try:
+        torch.ops.aten.addmm.dtype_out(total, tile, tile, total.dtype, out=total)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory; on a CPU of what is kept from the last step."""
+    if like.is_cpu and unavailable_reason("_C_cpu") is None:
+        return torch.ops.fused_losses.empty(shape, dtype)
+    return like.new_empty(shape, dtype=dtype)
+
+
+# Rows of a chunk: neighbours, or those that are listed.
+Rows = slice | Tensor
+# Below this share of rows that count, the others are left out of the products.
+WORTH_DROPPING = 0.9
+
+
+def rows_that_count(target: Tensor, ignore_index: int) -> Tensor | None:
+    """The rows whose labels are not ignored, where leaving out the others pays; None for all.
+
+    Only on a CPU: how many there are decides sizes, which a GPU would have to be waited for.
+    """
+    if not target.is_cpu or target.is_floating_point() or target.ndim != 1:
+        return None
+    counted = (target != ignore_index).nonzero()[:, 0]
+    return counted if len(counted) < WORTH_DROPPING * len(target) else None
+
+
+def chunk_rows(rows: int, head: Head, workspace_mb: float | None) -> int:
+    """Rows of equal chunks whose logits fit the workspace, whatever memory happens to be free."""
+    weight, device = head.weight, head.weight.device.type
+    budget = (WORKSPACE_MB.get(device, 512.0) if workspace_mb is None else workspace_mb) * 2**20
+    fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // (len(weight) * weight.element_size())
+    size = max(min(fitting, MOST_ROWS.get((device, weight.dtype), 8192)), LEAST_ROWS)
+    chunks = max(1, -(-rows // size))
+    return -(-rows // chunks)
+
+
+def logit_chunks(
+    input: Tensor, head: Head, workspace_mb: float | None, counted: Tensor | None = None
+) -> Iterator[tuple[Rows, Tensor, Tensor]]:
+    """Rows, their input in the head's dtype, and their logits in memory that the next chunk takes over."""
+    count = len(input) if counted is None else len(counted)
+    size = chunk_rows(count, head, workspace_mb)
+    memory = empty(head.weight, (size, len(head.weight)), head.weight.dtype)
+    for start in range(0, count, max(1, size)):
+        neighbours = slice(start, min(start + size, count))
+        rows = neighbours if counted is None else counted[neighbours]
+        part = input[rows].to(head.weight.dtype)
+        logits = memory[: len(part)]
+        head.write_logits(part, logits)
+        yield rows, part, logits

@@ -1,0 +1,209 @@
+"""Linear losses as operators: what is between hidden states and losses, chunk by chunk.
+
+Called as they are, or by ``torch.ops.fused_losses`` in a compiled graph, which cannot look inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...backends.choice import KERNELS, resolve
+from ...backends.fake import accumulate_dtype
+from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+def linear_cross_entropy_forward(
+    input: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V)
+    target: Tensor,  # (N, d1, ...) class indices or (N, C, d1, ...) probabilities
+    class_weight: Tensor | None,  # (C)
+    sample_weight: Tensor | None,  # (N, d1, ...)
+    shape: Sequence[int],  # (C, d1, ...), whose product is V
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+    workspace_mb: float | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+    describe: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses, and the gradients of their sum or, where nobody asks for those, the statistics of the rows.
+
+    Described, rows have those of ``row_statistics`` and its predictions, too.
+    """
+    options = ignore_index, label_smoothing, z_loss, softcap, temperature
+    head, wide = Head.cast(weight, bias, dtype), accumulate_dtype(dtype)
+    kernels = KERNELS[resolve(input.device.type, dtype, backend)]
+    losses = input.new_zeros((len(input), *shape[1:]), dtype=wide)
+    stats = input.new_zeros((2, 0 if any(needs) else len(input), *shape[1:]), dtype=wide)
+    counted = rows_that_count(target, ignore_index)
+    gradients = HeadGradients(head, len(input), Needs(*needs), counted)
+    described = _described(input, wide, describe)
+    for rows, part, logits in logit_chunks(input, head, workspace_mb, counted):
+        arguments = logits.unflatten(1, shape), target[rows], class_weight, _part(sample_weight, rows)
+        if describe:
+            of_chunk = kernels.row_statistics(logits, target[rows], None, softcap, temperature)
+            described[0][:, rows], described[1][rows] = of_chunk
+        if any(needs):
+            losses[rows] = kernels.cross_entropy_with_gradient_(*arguments, *options)
+            gradients.add(rows, part, logits)
+        else:
+            losses[rows], of_rows = kernels.cross_entropy_forward(*arguments, "none", *options, wide)
+            stats[:, rows] = of_rows[:-1].view(2, *losses[rows].shape)
+    return losses, stats, *gradients.tensors(), *described
+
+
+def _described(input: Tensor, wide: torch.dtype, describe: bool) -> tuple[Tensor, Tensor]:
+    rows = input.shape[0] if describe else 0
+    return input.new_zeros((5, rows), dtype=wide), input.new_zeros((rows,), dtype=torch.int64)
+
+
+def linear_cross_entropy_backward(
+    grad_losses: Tensor,  # as the losses
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    stats: Tensor,
+    shape: Sequence[int],
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    temperature: float,
+    workspace_mb: float | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+) -> Gradients:
+    """Gradients for an upstream gradient of every row; the logits are made again."""
+    options = ignore_index, label_smoothing, z_loss, softcap, temperature
+    head = Head.cast(weight, bias, dtype)
+    kernels, one = KERNELS[resolve(input.device.type, dtype, backend)], stats.new_ones(1)
+    counted = rows_that_count(target, ignore_index)
+    gradients = HeadGradients(head, len(input), Needs(*needs), counted)
+    for rows, part, logits in logit_chunks(input, head, workspace_mb, counted):
+        of_rows = torch.cat([stats[:, rows].flatten(), one])
+        arguments = logits.unflatten(1, shape), target[rows], class_weight, _part(sample_weight, rows), of_rows
+        kernels.cross_entropy_backward_(grad_losses[rows], *arguments, "none", *options)
+        gradients.add(rows, part, logits)
+    return gradients.tensors()
+
+
+def linear_log_probs_forward(
+    input: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V)
+    labels: Tensor,  # (N)
+    ignore_index: int,
+    softcap: float,
+    temperature: float,
+    workspace_mb: float | None,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """What ``row_statistics`` says of every row's logits: the statistics (5, N) and the predictions (N)."""
+    head, kernels = Head.cast(weight, bias, dtype), KERNELS[resolve(input.device.type, dtype, backend)]
+    statistics, prediction = _described(input, accumulate_dtype(dtype), True)
+    counted = rows_that_count(labels, ignore_index)
+    for rows, _, logits in logit_chunks(input, head, workspace_mb, counted):
+        of_chunk = kernels.row_statistics(logits, labels[rows], None, softcap, temperature)
+        statistics[:, rows], prediction[rows] = of_chunk
+    return statistics, prediction
+
+
+def linear_log_probs_backward(
+    upstream: Tensor,  # (3, N), of log-probability, log-sum-exp and entropy
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    statistics: Tensor,  # (5, N)
+    ignore_index: int,
+    softcap: float,
+    temperature: float,
+    workspace_mb: float | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+) -> Gradients:
+    """Gradients of the head; the logits are made again."""
+    head, kernels = Head.cast(weight, bias, dtype), KERNELS[resolve(input.device.type, dtype, backend)]
+    counted = rows_that_count(labels, ignore_index)
+    gradients = HeadGradients(head, len(input), Needs(*needs), counted)
+    of_label, of_log_sum_exp, of_entropy = upstream.to(statistics.dtype)
+    entropy = statistics[1] + statistics[4]
+    # dz = p (of_log_sum_exp - of_entropy (entropy + log p)) - of_label (p - 1 at the label, else p)
+    excess = of_log_sum_exp - of_entropy * entropy
+    coefficients = torch.stack([excess, -of_label, -of_entropy, torch.zeros_like(excess)])
+    coefficients.masked_fill_(labels == ignore_index, 0.0)
+    coefficients[1].masked_fill_(((labels < 0) | (labels >= len(weight))) & (labels != ignore_index), float("nan"))
+    for rows, part, logits in logit_chunks(input, head, workspace_mb, counted):
+        of_rows = (tensor[:, rows].contiguous() for tensor in (statistics, coefficients))
+        kernels.row_gradient_(logits, labels[rows], *of_rows, None, softcap, temperature)
+        gradients.add(rows, part, logits)
+    return gradients.tensors()
+
+
+def _part(tensor: Tensor | None, rows: Rows) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
+
+
+def _gradient_shapes(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Sequence[bool]) -> Gradients:
+    wide = accumulate_dtype(dtype)
+    return (
+        input.new_empty(input.shape if needs[0] else (0,), dtype=dtype),
+        input.new_empty(weight.shape if needs[1] else (0,), dtype=wide),
+        input.new_empty(weight.shape[:1] if needs[2] else (0,), dtype=wide),
+    )
+
+
+def _forward_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shape, dtype, needs, describe = rest[4], rest[-4], rest[-2], rest[-1]
+    losses = input.new_empty((input.shape[0], *shape[1:]), dtype=accumulate_dtype(dtype))
+    stats = losses.new_empty((2, 0 if any(needs) else input.shape[0], *shape[1:]))
+    gradients = _gradient_shapes(input, weight, dtype, needs)
+    return losses, stats, *gradients, *_described(input, losses.dtype, describe)
+
+
+def _described_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _described(input, accumulate_dtype(rest[-2]), True)
+
+
+def _backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
+    return _gradient_shapes(input, weight, rest[-3], rest[-1])
+
+
+_LIBRARY = torch.library.Library("fused_losses", "FRAGMENT")
+
+
+def _register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    name = function.__name__
+    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fused_losses::{name}", shapes, lib=_LIBRARY)
+
+
+_register(linear_cross_entropy_forward, _forward_shapes)
+_register(linear_cross_entropy_backward, _backward_shapes)
+_register(linear_log_probs_forward, _described_shapes)
+_register(linear_log_probs_backward, _backward_shapes)
+
+
+def operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, or its operator where a graph is being compiled."""
+    if not torch.compiler.is_compiling():
+        return function
+    return getattr(torch.ops.fused_losses, function.__name__).default

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
+from sets import each_drop_in, each_pair, each_spec
 
 from fused_losses.specs import SPECS, Sample
 from fused_losses.testing import check_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BY_NAME = {spec.name: spec for spec in SPECS}
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 OURS = {"z_loss", "softcap", "temperature"}
 
 
@@ -25,7 +25,7 @@ def test_check(spec, check, backend, device):
         check_loss(loss, reference, [moved], dtypes=DTYPES, checks=[check])
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.original], ids=lambda spec: spec.name)
+@each_drop_in
 def test_equals_the_original(spec, backend, device):
     """The reference shares our argument handling; torch's own module does not."""
     compared = 0
@@ -39,7 +39,7 @@ def test_equals_the_original(spec, backend, device):
     assert compared > 10
 
 
-@each_spec
+@each_pair
 @pytest.mark.parametrize("elements", [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 1023, 1025])
 def test_every_tail_of_a_vector_loop(spec, elements, kernels, device):
     pair = spec.samples()[0].tensors
@@ -51,7 +51,7 @@ def test_every_tail_of_a_vector_loop(spec, elements, kernels, device):
     check_loss(loss, reference, [sample], dtypes=DTYPES, checks=["value", "gradient"])
 
 
-@each_spec
+@each_pair
 def test_many_elements_keep_their_sum(spec, kernels, device):
     """A sum in one fp32 accumulator loses digits; a mean of millions of equal elements shows it."""
     generator = torch.Generator().manual_seed(0)

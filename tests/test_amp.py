@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from sets import each_drop_in, each_pair, each_spec
 
 from fused_losses import BCELoss, CrossEntropyLoss, MSELoss
-from fused_losses.specs import SPECS
 from fused_losses.testing.accuracy import compare
 
 LOW = (torch.bfloat16, torch.float16)
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 each_low = pytest.mark.parametrize("dtype", LOW, ids=str)
 
 
@@ -42,7 +41,7 @@ def test_dtypes_and_values(spec, dtype, autocast, backend, device):
             assert compare(*three).ok, (sample.name, compare(*three))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.original], ids=lambda spec: spec.name)
+@each_drop_in
 @each_low
 @pytest.mark.parametrize("mixed", [False, True])
 def test_autocast_as_in_torch(spec, dtype, mixed, backend, device):
@@ -69,7 +68,7 @@ def test_autocast_takes_any_class_weight(dtype, weight_dtype, backend, device):
         torch.testing.assert_close(ours, torch.nn.CrossEntropyLoss(weight)(x, y))
 
 
-@each_spec
+@each_pair
 def test_a_loss_scale(spec, backend, device):
     """fp16 gradients of 1e-8 survive where they are scaled by 65536 first, as a GradScaler does."""
     sample = next(s for s in spec.samples() if s.name.split("-")[0] == "sum").to(torch.float16, device)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
+from sets import each_pair, each_spec
 
 from fused_losses import CrossEntropyLoss, MSELoss, use_backend
 from fused_losses.backends import choice
@@ -10,7 +11,6 @@ from fused_losses.functional import cross_entropy, mse_loss
 from fused_losses.specs import SPECS
 from fused_losses.testing import check_loss
 
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 # Compiling takes a second a sample: one of each path.
 PATHS = (
     "mean",
@@ -59,7 +59,7 @@ def test_inductor(loss, kernels, device):
         torch.testing.assert_close(*gradients)
 
 
-@each_spec
+@each_pair
 def test_sizes_share_one_graph(spec, kernels, device):
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     sample = of_each_path(spec)[0].to(torch.float32, device)

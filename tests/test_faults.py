@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sets import each_pair
 
 import fused_losses
 from fused_losses.functional import cross_entropy, mse_loss
-from fused_losses.specs import SPECS
 from fused_losses.testing import peak_bytes
 
 
@@ -251,7 +251,7 @@ def test_fp16_with_a_loss_scale(kernels, device):
     torch.testing.assert_close(gradient.double(), truth, rtol=2e-3, atol=1e-1)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 def test_every_option_of_every_loss_counts(kernels, device, spec):
     """No two samples of one call that differ in options alone give one result."""
     results = {}

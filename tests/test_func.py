@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from sets import each_pair, each_spec
 from torch.autograd import forward_ad
 
 from fused_losses.functional import cross_entropy, mse_loss
-from fused_losses.specs import SPECS, Sample
+from fused_losses.specs import Sample
 from fused_losses.testing import check_loss
-
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
 def scalar(spec, device):
@@ -30,7 +29,7 @@ def test_check(spec, backend, device):
         check_loss(loss, reference, [moved], dtypes=(torch.float64, torch.float32), checks=["transforms"])
 
 
-@each_spec
+@each_pair
 @pytest.mark.parametrize("transform", ["jacrev", "jacfwd", "hessian", "grad_and_value"])
 def test_transforms_of_transforms(spec, transform, backend, device):
     sample = scalar(spec, device)
@@ -39,7 +38,7 @@ def test_transforms_of_transforms(spec, transform, backend, device):
     torch.testing.assert_close(ours, theirs)
 
 
-@each_spec
+@each_pair
 def test_forward_mode(spec, backend, device):
     sample = scalar(spec, device)
     results = []
@@ -51,7 +50,7 @@ def test_forward_mode(spec, backend, device):
     torch.testing.assert_close(*results)
 
 
-@each_spec
+@each_pair
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_jacobian_of_an_unreduced_loss(spec, vectorize, backend, device):
     """Vectorised, the backward operator meets batched tensors."""
@@ -66,7 +65,7 @@ def test_jacobian_of_an_unreduced_loss(spec, vectorize, backend, device):
     assert ours.abs().sum() > 0
 
 
-@each_spec
+@each_pair
 def test_second_derivative_of_every_pair_of_inputs(spec, backend, device):
     """Also the mixed one, of input and target."""
     chosen = "probabilities_sum" if spec.family == "softmax" else "sample_weight"

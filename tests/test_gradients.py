@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from sets import each_pair, each_spec
 
-from fused_losses.specs import SPECS
 from fused_losses.testing import check_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_spec
 @pytest.mark.parametrize(
     "check", ["gradient", "upstream", "linearity", "subsets", "repeated_backward", "double_backward", "gradcheck"]
 )
@@ -20,7 +20,7 @@ def test_check(spec, check, backend, device):
         check_loss(loss, reference, [moved], dtypes=DTYPES, checks=[check])
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_upstream_of_another_dtype(spec, dtype, kernels, device):
     """An operator called with a wider or narrower upstream gradient than its loss reads it as it is."""
@@ -35,7 +35,7 @@ def test_upstream_of_another_dtype(spec, dtype, kernels, device):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 def test_expanded_and_strided_upstream(spec, kernels, device):
     """What sum().backward() and a transposed consumer hand back."""
     sample = next(s for s in spec.samples() if s.name.split("-")[0] == "none").to(torch.float32, device)
@@ -49,7 +49,7 @@ def test_expanded_and_strided_upstream(spec, kernels, device):
         assert torch.equal(torch.autograd.grad(value, x, upstream, retain_graph=True)[0], expected)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 def test_learnt_weights_get_gradients(spec, backend, device):
     """A weight that requires grad is an input like any other."""
     sample = next(s for s in spec.samples() if s.name == "sample_weight").to(torch.float64, device)
@@ -62,7 +62,7 @@ def test_learnt_weights_get_gradients(spec, backend, device):
     assert gradients[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 def test_a_learnt_normalizer_gets_a_gradient(spec, backend, device):
     sample = spec.samples()[0].to(torch.float64, device)
     tokens = torch.tensor(5.0, dtype=torch.float64, device=device, requires_grad=True)

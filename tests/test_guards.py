@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from sets import each_pair
 
 from fused_losses.backends import choice
-from fused_losses.specs import SPECS, Sample
+from fused_losses.specs import Sample
 from fused_losses.testing import CHECKS, OPTIONAL_CHECKS, check_loss
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -335,7 +336,7 @@ def broken_kernel(kernel, change):
     return lambda *arguments: change(kernel(*arguments))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 @pytest.mark.parametrize("change", [scaled, unwritten])
 @pytest.mark.parametrize("check", ["value", "gradient"])
 def test_a_broken_kernel_is_caught(spec, change, check, monkeypatch):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from sets import each_pair, each_spec
 
 from fused_losses.functional import cross_entropy, mse_loss
-from fused_losses.specs import SPECS, Sample, convert
+from fused_losses.specs import Sample, convert
 from fused_losses.testing import check_loss, peak_bytes
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
 @each_spec
@@ -36,7 +36,7 @@ LAYOUTS = {
 }
 
 
-@each_spec
+@each_pair
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", ["contiguous", "channels_last", "expanded_pixels"])
 def test_every_pair_of_layouts(spec, first, second, kernels, device):
@@ -49,7 +49,7 @@ def test_every_pair_of_layouts(spec, first, second, kernels, device):
         check_loss(loss, reference, [pair], dtypes=(torch.float32, torch.bfloat16), checks=["value", "gradient"])
 
 
-@each_spec
+@each_pair
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted", "width_first"])
 def test_a_gradient_is_laid_out_like_its_input(spec, layout, kernels, device):
     sample = image(spec, device)
@@ -58,7 +58,7 @@ def test_a_gradient_is_laid_out_like_its_input(spec, layout, kernels, device):
     assert torch.autograd.grad(loss.sum(), x)[0].stride() == torch.empty_like(x).stride()
 
 
-@each_spec
+@each_pair
 def test_an_unreduced_pointwise_loss_is_laid_out_like_its_input(spec, kernels, device):
     if spec.family != "pointwise":
         return

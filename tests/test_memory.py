@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from sets import each_pair
 
 from fused_losses import CrossEntropyLoss
-from fused_losses.specs import SPECS, Sample
+from fused_losses.specs import Sample
 from fused_losses.specs.softmax import label_pair, probability_pair
 from fused_losses.testing import check_loss, peak_bytes
 
@@ -21,7 +22,7 @@ def large(spec, shape, reduction):
     return Sample(str(shape), tensors, {**first.options, "reduction": reduction})
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_check(spec, shape, reduction, kernels, device):
@@ -60,7 +61,7 @@ def test_inplace_backward_allocates_no_gradient(kernels, device):
     assert peak_bytes(lambda: torch.autograd.grad(loss, logits), device) < x.nbytes / 8
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_pair
 def test_what_is_saved_between_forward_and_backward(spec, kernels, device):
     """The inputs themselves and two numbers a row."""
     sample = large(spec, LARGE["rows"], "mean").to(torch.float32, device)

@@ -6,14 +6,12 @@ import pickle
 
 import pytest
 import torch
+from sets import each_drop_in, each_pair
 from torch import nn
 
 import fused_losses
 from fused_losses import functional
-from fused_losses.specs import SPECS
 
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-each_drop_in = pytest.mark.parametrize("spec", [s for s in SPECS if s.original], ids=lambda spec: spec.name)
 FUNCTIONS = {
     "CrossEntropyLoss": "cross_entropy",
     "MSELoss": "mse_loss",
@@ -46,12 +44,12 @@ def test_functions_take_what_torch_takes(spec):
     assert [ours[name].default for name in named] == [theirs[name].default for name in named]
 
 
-@each_spec
+@each_pair
 def test_repr_names_the_class(spec):
     assert repr(spec.loss()).startswith(spec.name + "(")
 
 
-@each_spec
+@each_pair
 def test_state_survives_everything(spec, backend, device):
     for sample in spec.samples():
         if not any(isinstance(value, torch.Tensor) for value in sample.options.values()):
@@ -98,7 +96,7 @@ def test_deprecated_arguments(spec, legacy, backend, device):
     torch.testing.assert_close(ours(*sample.tensors), theirs(*sample.tensors))
 
 
-@each_spec
+@each_pair
 def test_reduction_is_read_at_call_time(spec, backend, device):
     """Trainers switch it, for instance to weight the rows of one batch."""
     sample = spec.samples()[0].to(torch.float64, device)
@@ -112,7 +110,7 @@ def test_reduction_is_read_at_call_time(spec, backend, device):
         module(*sample.tensors)
 
 
-@each_spec
+@each_pair
 def test_normalizer(spec, backend, device):
     """It replaces the denominator; a number, an integer tensor and a 0-d tensor mean the same."""
     sample = spec.samples()[0].to(torch.float64, device)
@@ -125,7 +123,7 @@ def test_normalizer(spec, backend, device):
         assert result.dtype is torch.float64
 
 
-@each_spec
+@each_pair
 def test_a_weighted_mean_is_a_normalizer_away(spec, backend, device):
     sample = spec.samples()[0].to(torch.float64, device)
     each = spec.loss(**{**sample.options, "reduction": "none"}, backend=backend)(*sample.tensors)
@@ -151,7 +149,7 @@ class Decorated(torch.Tensor):
     """What fastai and others pass around."""
 
 
-@each_spec
+@each_pair
 def test_decorated_tensors(spec, backend, device):
     sample = spec.samples()[0].to(torch.float32, device)
     module = spec.build(sample, backend)

@@ -66,7 +66,7 @@ def statistics_kernel(
         maximum = larger
     label = tl.load(labels + row)
     inside = (label >= 0) & (label < classes)
-    x = tl.load(logits + row * stride_row + label, mask=inside, other=0.0).to(accumulate)
+    x = tl.load(logits + row * stride_row + tl.where(inside, label, 0)).to(accumulate)
     label_logit = tl.where(inside, transform(x, softcap, temperature, SOFTCAP), 0.0)
     log_sum = tl.where(maximum == float("-inf"), float("nan"), log1p(rest + (top - 1.0)))
     tl.store(statistics + row, maximum)
@@ -139,7 +139,7 @@ def row_statistics(logits, labels, factors, softcap, temperature):
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
     statistics = logits.new_empty((5, rows), dtype=accumulate)
     prediction = logits.new_empty((rows,), dtype=torch.int64)
-    if rows > 0:
+    if rows > 0 and classes > 0:
         statistics_kernel[(rows,)](
             logits, labels.contiguous(), factors, statistics, prediction, rows, classes, logits.stride(0), softcap,
             temperature, **constants(logits, factors, softcap),
@@ -150,7 +150,7 @@ def row_statistics(logits, labels, factors, softcap, temperature):
 def row_gradient_(logits, labels, statistics, coefficients, factors, softcap, temperature):
     """Writes the gradient over the logits."""
     rows, classes = logits.shape
-    if rows > 0:
+    if rows > 0 and classes > 0:
         gradient_kernel[(rows,)](
             logits, labels.contiguous(), factors, statistics, coefficients, rows, classes, logits.stride(0), softcap,
             temperature, **constants(logits, factors, softcap),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,14 +119,14 @@ def divided_sum(sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, 
 
 
 def reference_gradients(
-    loss: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad_output: Tensor
+    loss: Callable[..., Any], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad_outputs: Any
 ) -> list[Tensor | None]:
     """Differentiable gradients of a loss, taken through its reference: what create_graph=True needs."""
     with torch.enable_grad():
-        value = loss(*inputs)
-        wanted = [tensor for tensor, need in zip(inputs, needed) if need]
-        gradients = iter(torch.autograd.grad(value, wanted, grad_output, create_graph=True))
-    return [next(gradients) if need else None for need in needed]
+        values = loss(*inputs)
+        wanted = [tensor for tensor, need in zip(inputs, needed) if need and tensor is not None]
+        gradients = iter(torch.autograd.grad(values, wanted, grad_outputs, create_graph=True))
+    return [next(gradients) if need and tensor is not None else None for tensor, need in zip(inputs, needed)]
 
 
 def wants_graph() -> bool:

@@ -61,9 +61,25 @@ class Bench:
     traffic: int = 3
 
 
+class Called(nn.Module):
+    """A function of tensors as a module that keeps its options; those that are tensors are buffers."""
+
+    def __init__(self, function: Callable[..., Tensor], options: Mapping[str, Any], backend: str | None):
+        super().__init__()
+        self.function, self.options = function, dict(options, backend=backend)
+        for name in [name for name, value in options.items() if isinstance(value, Tensor)]:
+            self.register_buffer(name, self.options.pop(name))
+
+    def forward(self, *tensors: Tensor, **extras: Any) -> Tensor:
+        return self.function(*tensors, **self.options, **dict(self.named_buffers()), **extras)
+
+
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss, its original, and everything that is checked and measured of it."""
+    """A loss, its original, and everything that is checked and measured of it.
+
+    A loss with parameters of its own is checked as a ``function`` of them: tensors like any other.
+    """
 
     loss: type[nn.Module]
     family: str
@@ -72,15 +88,16 @@ class LossSpec:
     errors: Callable[[], list[ErrorSample]]
     benches: tuple[Bench, ...]
     original: type[nn.Module] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    differentiable: tuple[int, ...] = (0, 1)
+    function: Callable[..., Tensor] | None = None
 
     @property
     def name(self) -> str:
-        return self.loss.__name__
+        return self.loss.__name__ if self.function is None else self.function.__name__
 
     def build(self, sample: Sample, backend: str | None = None) -> nn.Module:
         """The module of a sample on a backend."""
+        if self.function is not None:
+            return Called(self.function, sample.options, backend)
         return self.loss(**sample.options, backend=backend)
 
     def backends(self) -> tuple[str, ...]:

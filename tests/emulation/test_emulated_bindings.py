@@ -3,9 +3,9 @@
 import pytest
 import torch
 from emulator import build_bindings
+from sets import each_spec
 
 from fused_losses.backends import choice
-from fused_losses.specs import SPECS
 from fused_losses.testing import check_loss
 
 
@@ -23,7 +23,7 @@ def emulated(operators, monkeypatch):
     monkeypatch.setitem(choice.KERNELS, "cpp", operators)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_spec
 def test_check(spec):
     for sample in spec.samples():
         elements = max(t.numel() for t in sample.tensors)

@@ -90,9 +90,7 @@ def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise RuntimeError("input needs a feature dimension: (D), (N, D) or (N, ..., D), got a 0-d tensor")
     if weight.ndim < 2:
         hint = f"; a flat weight is what FSDP leaves outside its module's forward: {WAY_OUT}" if weight.ndim else ""
-        raise RuntimeError(
-            f"linear_weight must be (C, D) or (C, d1, ..., D), got shape {tuple(weight.shape)}{hint}"
-        )
+        raise RuntimeError(f"linear_weight must be (C, D) or (C, d1, ..., D), got shape {tuple(weight.shape)}{hint}")
     if input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(
             f"input and linear_weight must have one last dimension (features), got {input.shape[-1]} and "

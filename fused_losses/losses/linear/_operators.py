@@ -87,19 +87,24 @@ def linear_cross_entropy_backward(
     dtype: torch.dtype,
     backend: str,
     needs: Sequence[bool],
-) -> Gradients:
+    needs_target: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for an upstream gradient of every row; the logits are made again."""
     options = ignore_index, label_smoothing, z_loss, softcap, temperature
     head = Head.cast(weight, bias, dtype)
     kernels, one = KERNELS[resolve(input.device.type, dtype, backend)], stats.new_ones(1)
     counted = rows_that_count(target, ignore_index)
     gradients = HeadGradients(head, len(input), Needs(*needs), counted)
+    of_target = torch.empty_like(target) if needs_target else target.new_empty(0)
     for rows, part, logits in logit_chunks(input, head, workspace_mb, counted):
         of_rows = torch.cat([stats[:, rows].flatten(), one])
         arguments = logits.unflatten(1, shape), target[rows], class_weight, _part(sample_weight, rows), of_rows
-        kernels.cross_entropy_backward_(grad_losses[rows], *arguments, "none", *options)
+        arguments = grad_losses[rows], *arguments, "none", *options
+        if needs_target:
+            of_target[rows] = kernels.cross_entropy_target_backward(*arguments)
+        kernels.cross_entropy_backward_(*arguments)
         gradients.add(rows, part, logits)
-    return gradients.tensors()
+    return *gradients.tensors(), of_target
 
 
 def linear_log_probs_forward(
@@ -186,6 +191,12 @@ def _backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) ->
     return _gradient_shapes(input, weight, rest[-3], rest[-1])
 
 
+def _backward_shapes_with_target(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    target, needs_target = rest[1], rest[-1]
+    gradients = _gradient_shapes(input, weight, rest[-4], rest[-2])
+    return *gradients, torch.empty_like(target) if needs_target else target.new_empty((0,))
+
+
 _LIBRARY = torch.library.Library("fused_losses", "FRAGMENT")
 
 
@@ -197,13 +208,19 @@ def _register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
 
 
 _register(linear_cross_entropy_forward, _forward_shapes)
-_register(linear_cross_entropy_backward, _backward_shapes)
+_register(linear_cross_entropy_backward, _backward_shapes_with_target)
 _register(linear_log_probs_forward, _described_shapes)
 _register(linear_log_probs_backward, _backward_shapes)
 
 
-def operator(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, or its operator where a graph is being compiled."""
-    if not torch.compiler.is_compiling():
-        return function
-    return getattr(torch.ops.fused_losses, function.__name__).default
+def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., Any]:
+    """The function itself, or its operator in a compiled graph and for batches of upstream gradients."""
+    if torch.compiler.is_compiling() or any(map(is_batched, upstream)):
+        return getattr(torch.ops.fused_losses, function.__name__).default
+    return function
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, as a vectorised Jacobian hands them back."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
 from ...reference import softmax as softmax_reference
+from ...reference.softmax import label_weights
 from .._common import (
     check_normalizer,
     check_tensors,
@@ -23,7 +24,6 @@ from .._common import (
     reference_gradients,
     wants_graph,
 )
-from ...reference.softmax import label_weights
 from ..softmax import Options, check_labels, check_weights, checked_options, checked_target
 from ._checks import HeadInput, checked_workspace, head_input
 from ._gradients import as_inputs, keep, saved, scaled
@@ -31,6 +31,8 @@ from ._operators import linear_cross_entropy_backward, linear_cross_entropy_forw
 from .log_probs import TokenStatistics, token_statistics
 
 IGNORED = -100
+
+
 class _LinearCrossEntropyLoss(nn.modules.loss._WeightedLoss):
     """torch's module of this name, for versions of torch without it."""
 
@@ -244,38 +246,43 @@ def _target_rows(head: HeadInput, target: Tensor, ignore_index: int | None, numb
 def _reduced(
     call: Call, tensors: Tensors, reduction: str, normalizer: Tensor | float | None, out_dtype: torch.dtype
 ) -> tuple[Tensor, TokenStatistics | None]:
-    if reduction == "none":
-        losses, statistics = _rows_or_sum(call, tensors, "none")
-        return losses.to(out_dtype), statistics
-    total, statistics = _rows_or_sum(call, tensors, "sum")
+    *head, target, class_weight, sample_weight = tensors
+    learnt = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (class_weight, sample_weight)
+    )
+    if call.backend == "reference" or learnt:
+        statistics = _statistics_by_reference(call, target, *head)
+        if normalizer is None:
+            return _by_reference(call, tensors[3:], reduction, call.dtype, *head).to(out_dtype), statistics
+        total = _by_reference(call, tensors[3:], "sum", accumulate_dtype(call.dtype), *head)
+        return (total / normalizer).to(out_dtype), statistics
+    # The gradient of probabilities is as large as the logits: it is made in backward, from losses of rows.
+    by_rows = reduction == "none" or (torch.is_grad_enabled() and target.requires_grad)
+    loss, statistics = _rows_or_sum(call, tensors, "none" if by_rows else "sum")
+    loss = loss.sum() if by_rows and reduction != "none" else loss
     if normalizer is not None:
-        total = total / normalizer
+        loss = loss / normalizer
     elif reduction == "mean":
-        total = _mean(total, call, tensors)
-    return total.to(out_dtype), statistics
+        loss = _mean(loss, call, target, class_weight)
+    return loss.to(out_dtype), statistics
 
 
-def _mean(total: Tensor, call: Call, tensors: Tensors) -> Tensor:
+def _mean(total: Tensor, call: Call, target: Tensor, class_weight: Tensor | None) -> Tensor:
     """The sum over what torch divides by; a mean of nothing is NaN, with a gradient of 0."""
-    _, _, _, target, weight, _ = tensors
     if target.is_floating_point():
         count = total.new_full((), target.numel() // max(1, call.shape[0]))
     else:
-        count = label_weights(target, weight, call.options.ignore_index).sum()
+        class_weight = None if class_weight is None else class_weight.to(total.dtype)
+        count = label_weights(target, class_weight, call.options.ignore_index).sum()
     return torch.where(count == 0, float("nan"), total / count.where(count != 0, 1))
 
 
 def _rows_or_sum(call: Call, tensors: Tensors, reduction: str) -> tuple[Tensor, TokenStatistics | None]:
     *head, target, class_weight, sample_weight = tensors
-    learnt = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (target, class_weight, sample_weight)
-    )
-    if call.backend == "reference" or learnt:
-        return _by_reference(call, reduction, tensors[3:], *head), _statistics_by_reference(call, target, *head)
     wide = accumulate_dtype(call.dtype)
     factors = [None if t is None else t.to(wide).contiguous() for t in (class_weight, sample_weight)]
     arguments = (*head, target, *factors)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in head):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*head, target)):
         loss, *described = LinearCrossEntropyFunction.apply(*arguments, call, reduction)
     else:
         losses, *_, statistics, prediction = _forward(call, arguments, (False, False, False))
@@ -291,20 +298,19 @@ def _forward(call: Call, tensors: Any, needs: Sequence[bool]) -> tuple[Tensor, .
 
 def _by_reference(
     call: Call,
-    reduction: str,
     rest: tuple[Tensor, Tensor | None, Tensor | None],
+    reduction: str,
+    dtype: torch.dtype,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """The products in their dtype, everything after them in fp32 or wider."""
+    """Plain torch, with everything after the products in a dtype."""
     target, class_weight, sample_weight = rest
-    wide, cast = accumulate_dtype(call.dtype), (t if t is None else t.to(call.dtype) for t in (input, weight, bias))
-    logits = reference.logits_of(*cast).view(len(input), *call.shape).to(wide)
     return softmax_reference.cross_entropy(
-        logits,
-        target.to(wide) if target.is_floating_point() else target,
-        None if class_weight is None else class_weight.to(wide),
+        reference.logits_of(*_cast(call.dtype, input, weight, bias)).view(len(input), *call.shape).to(dtype),
+        target.to(dtype) if target.is_floating_point() else target,
+        None if class_weight is None else class_weight.to(dtype),
         call.options.ignore_index,
         reduction,
         call.options.label_smoothing,
@@ -313,6 +319,17 @@ def _by_reference(
         temperature=call.options.temperature,
         sample_weight=sample_weight,
     )
+
+
+def _by_reference_in(call: Call, reduction: str, class_weight: Any, sample_weight: Any, *tensors: Any) -> Tensor:
+    """In fp32 or wider, as a function of input, weight, bias and target."""
+    *head, target = tensors
+    wide = accumulate_dtype(call.dtype)
+    return _by_reference(call, (target, class_weight, sample_weight), reduction, wide, *head)
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    return [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 def _statistics_by_reference(
@@ -354,17 +371,14 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         *tensors, stats = saved(ctx)
-        call, needed = ctx.call, ctx.needs_input_grad[:3]
+        call, needed = ctx.call, ctx.needs_input_grad[:4]
         if wants_graph():
-            loss = partial(_by_reference, call, ctx.reduction, tuple(tensors[3:]))
-            present = [tensor for tensor in tensors[:3] if tensor is not None]
-            gradients = reference_gradients(
-                lambda *t: loss(*t, *[None] * (3 - len(t))), present, needed, grad_output
-            )
-            gradients += [None] * (3 - len(gradients))
+            loss = partial(_by_reference_in, call, ctx.reduction, *tensors[4:])
+            gradients = reference_gradients(loss, tensors[:4], needed, grad_output)
         elif ctx.reduction == "none":
-            made = operator(linear_cross_entropy_backward)(grad_output, *tensors, stats, *call.numbers(), list(needed))
-            gradients = as_inputs(made, tensors, needed)
+            backward = operator(linear_cross_entropy_backward, grad_output)
+            made = backward(grad_output, *tensors, stats, *call.numbers(), list(needed[:3]), needed[3])
+            gradients = as_inputs(made, tensors[:4], needed)
         else:
-            gradients = scaled(ctx, grad_output, tensors, lambda: _forward(call, tensors, needed)[2:5])
-        return (*gradients, None, None, None, None, None)
+            gradients = scaled(ctx, grad_output, tensors[:3], lambda: _forward(call, tensors, needed[:3])[2:5])
+        return (*gradients, *[None] * (8 - len(gradients)))

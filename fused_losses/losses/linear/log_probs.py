@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
-from .._common import choose_backend, plain, reference_gradients, wants_graph, check_tensors
+from .._common import check_tensors, choose_backend, plain, reference_gradients, wants_graph
 from ..softmax import Options, check_labels, checked_options, checked_target
 from ._checks import checked_workspace, head_input
 from ._gradients import as_inputs
@@ -177,15 +178,10 @@ class LinearLogProbsFunction(torch.autograd.Function):
         *tensors, labels, statistics = ctx.saved_tensors
         call, needed = ctx.call, ctx.needs_input_grad[:3]
         if wants_graph():
-            present = [tensor for tensor in tensors if tensor is not None]
-            gradients = reference_gradients(
-                lambda *t: _by_reference(call, labels, *t, *[None] * (3 - len(t))), present, needed, grad_outputs
-            )
-            gradients += [None] * (3 - len(gradients))
+            loss = partial(_by_reference, call, labels)
+            gradients = reference_gradients(loss, tensors, needed, grad_outputs)
         else:
-            upstream = torch.stack(grad_outputs)
-            made = operator(linear_log_probs_backward)(
-                upstream, *tensors, labels, statistics, *call.numbers(), list(needed)
-            )
+            backward = operator(linear_log_probs_backward, *grad_outputs)
+            made = backward(torch.stack(grad_outputs), *tensors, labels, statistics, *call.numbers(), list(needed))
             gradients = as_inputs(made, tensors, needed)
         return (*gradients, None, None)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sets import each_spec
 
 from fused_losses.backends import choice
 from fused_losses.specs import SPECS
@@ -17,7 +18,7 @@ def samples(spec):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_spec
 def test_accuracy(spec, check):
     for sample in samples(spec):
         check_loss(
@@ -26,7 +27,7 @@ def test_accuracy(spec, check):
 
 
 @pytest.mark.parametrize("check", ["upstream", "layouts", "repeated_backward", "unmutated", "no_grad"])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@each_spec
 def test_behaviour(spec, check):
     chosen = {"mean", "none", "everything_none", "probabilities_mean", "image", "both_weights"}
     for sample in [sample for sample in samples(spec) if sample.name.split("-")[0] in chosen][:6]:

@@ -29,6 +29,7 @@ CXX_FLAGS = [
 ]
 # A kernel that spills registers is a fault of the kernel, not a warning.
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas", "-Werror,-warn-spills,-warn-lmem-usage"]
+NVCC_FLAGS += ["-Xfatbin", "-compress-all"]
 record: dict[str, Any] = {"torch": None, "cuda": None, "log": [], "extensions": {}}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -10,10 +9,10 @@ import struct
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from building import exclusively
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -63,7 +62,7 @@ def build_bindings() -> Path:
 
 
 def link(output: Path, sources: list[Path], flags: list[str], link_flags: list[str]) -> Path:
-    with exclusively(output.name):
+    with exclusively(output):
         if not output.exists():
             with ThreadPoolExecutor(2) as pool:
                 objects = list(pool.map(lambda source: compile_one(source, flags, output.name), sources))
@@ -88,15 +87,6 @@ def fingerprint(tree: Path, flags: list[str]) -> str:
             if path.suffix in (".h", ".cuh", ".cu", ".cpp"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def exclusively(name: str):
-    """Parallel test runs compile a program once."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def changed_tree(folder: Path, file: str, old: str, new: str) -> Path:

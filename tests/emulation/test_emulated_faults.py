@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from emulator import build, changed_tree, run
+from test_emulated_linear import Rows
 from test_emulated_pointwise import single
 from test_emulated_softmax import Problem, far_apart
 
@@ -13,6 +14,7 @@ MEMORY = "csrc/cuda/memory.cuh"
 POINTWISE = "csrc/cuda/pointwise.cuh"
 WAYS = "csrc/cuda/softmax_ways.cuh"
 SOFTMAX = "csrc/cuda/softmax.cuh"
+LINEAR = "csrc/cuda/linear.cuh"
 
 
 def pointwise_cases():
@@ -57,7 +59,30 @@ def softmax_is_right(results):
         torch.testing.assert_close(result[-2].double().reshape(()), problem.truth()[0], rtol=1e-5, atol=0)
 
 
+def linear_problem():
+    """Two places of the maximum, of which different threads find the later one first."""
+    logits = torch.randn(3, 1501, generator=torch.Generator().manual_seed(0))
+    logits[:, 700] = logits[:, 301] = 5.0
+    return Rows(logits, torch.tensor([0, 1500, 700]), torch.rand(1501, generator=torch.Generator().manual_seed(1)))
+
+
+def linear_cases():
+    table = torch.tensor([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    return [linear_problem().statistics_case(), linear_problem().gradient_case(table)]
+
+
+def linear_is_right(results):
+    problem = linear_problem()
+    statistics, prediction = problem.statistics()
+    torch.testing.assert_close(results[0][-2].view(5, 3).double(), statistics, rtol=1e-5, atol=1e-6)
+    assert torch.equal(results[0][-1], prediction)
+    table = torch.tensor([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    ours = problem.values_of(results[1][0]).double()
+    torch.testing.assert_close(ours, problem.gradient(table), rtol=1e-4, atol=1e-7)
+
+
 FAMILIES = {
+    "linear": (linear_cases, linear_is_right),
     "pointwise": (pointwise_cases, pointwise_is_right),
     "softmax": (softmax_cases, softmax_is_right),
 }
@@ -154,6 +179,22 @@ FAULTS = {
         "    if (!inside || Way::lane() != 0) continue;",
         "    if (Way::lane() != 0) continue;",
         "AddressSanitizer|Tensor-likes|Scalars are not close",
+    ),
+    "a moment that does not follow its maximum": (
+        "linear",
+        LINEAR,
+        "(moment + step * total) * exp_nonpositive(-step)",
+        "moment * exp_nonpositive(-step)",
+        WRONG,
+    ),
+    "a later place of the maximum": ("linear", LINEAR, "other.first < first", "other.first > first", WRONG),
+    "a label's gradient for everybody": ("linear", LINEAR, "c + j == label", "c + j >= label", WRONG),
+    "an entropy without its logarithm": (
+        "linear",
+        LINEAR,
+        "p > A(0) ? entropy * log_p : A(0)",
+        "p > A(0) ? entropy : A(0)",
+        WRONG,
     ),
     "a wrong number of shares of a row": (
         "softmax",

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fused_losses.specs import SPECS
 
 from .contenders import measure
-from .measure import import_seconds
+from .measure import import_overhead
 from .report import save
 from .targets import verdicts
 
@@ -70,7 +70,7 @@ def main() -> None:
         measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
     here = machine(arguments.device)
     folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
-    promises = verdicts(measurements, import_seconds("fused_losses") - import_seconds("torch"))
+    promises = verdicts(measurements, import_overhead())
     save(folder, here, measurements, promises)
     for promise in promises:
         print(promise)

@@ -1,19 +1,24 @@
-"""Who is measured: our backends, torch's own loss, torch.compile of it, and a copy of the input."""
+"""Who is measured: ours, by backend on a GPU, torch's own, torch.compile of it, peers, and what bounds them all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fused_losses.backends import choice
-from fused_losses.specs import Bench, LossSpec
+from fused_losses.specs import Bench, LossSpec, Sample
 from fused_losses.testing import peak_bytes
 
 from .measure import Step, Timing, interleaved
+from .peers import peers
+
+Loss = Callable[..., Tensor]
+# What no loss can be faster than, measured beside them.
+COPY, PRODUCTS = "copy", "products"
 
 
 class PassThrough(torch.autograd.Function):
@@ -35,29 +40,31 @@ class Measurement:
     loss: str
     shape: str
     dtype: str
-    bytes: int  # of the input
-    traffic: int  # least input-sized reads and writes of forward and backward
+    bytes: int  # of the gradients
+    traffic: int  # least reads and writes of the size of the input, forward and backward; 0 where products bound
     forward_backward: dict[str, Timing]
     forward: dict[str, Timing]
-    copy: Timing
+    bound: Timing  # a copy of the input, or the matrix products alone
     peak: dict[str, int]
     first_call: dict[str, float]
 
 
-def modules(spec: LossSpec, bench: Bench, device: str, compile: bool) -> dict[str, nn.Module]:
-    """The contenders: ours as users get it and by backend, torch's (or the reference where it has none)."""
-    torchs = spec.original(**bench.options) if spec.original else spec.loss(**bench.options, backend="reference")
-    found = {"ours": spec.loss(**bench.options), "torch": torchs}
+def contenders(spec: LossSpec, bench: Bench, tensors: tuple[Tensor, ...], compile: bool) -> dict[str, Loss]:
+    """The contenders: ours as users get it and by backend, torch's (or the reference where it has none), peers."""
+    device, call = tensors[0].device.type, Sample("bench", tensors, bench.options)
+    original = spec.original(**bench.options) if spec.original else spec.build(call, "reference")
+    found: dict[str, Loss] = {"ours": spec.build(call), "torch": original}
     for backend in ("cuda", "triton") if device == "cuda" else ():
         if choice.unavailable_reason(backend, device, torch.float32) is None:
-            found[backend] = spec.loss(**bench.options, backend=backend)
+            found[backend] = spec.build(call, backend)
+    found.update(peers(spec.name, dict(bench.options), tensors))
     if compile:
-        found["compile"] = torch.compile(torchs, fullgraph=True)
-    return {name: module.to(device) for name, module in found.items()}
+        found["compile"] = torch.compile(original, fullgraph=True)
+    return {name: loss.to(device) if isinstance(loss, nn.Module) else loss for name, loss in found.items()}
 
 
-def step_of(module: nn.Module, tensors: tuple[Tensor, ...]) -> Step:
-    return lambda: module(*tensors).sum().backward() if module.reduction == "none" else module(*tensors).backward()
+def step_of(loss: Loss, tensors: tuple[Tensor, ...]) -> Step:
+    return lambda: loss(*tensors).sum().backward()
 
 
 def in_place_step(spec: LossSpec, tensors: tuple[Tensor, ...]) -> Step:
@@ -67,56 +74,67 @@ def in_place_step(spec: LossSpec, tensors: tuple[Tensor, ...]) -> Step:
     return lambda: module(PassThrough.apply(logits, anchor), *tensors[1:]).backward()
 
 
+def bound_of(bench: Bench, tensors: tuple[Tensor, ...]) -> Step:
+    """A copy of the input; for a head, its products into memory that is there already."""
+    input = tensors[0].detach()
+    if not bench.products:
+        target = torch.empty_like(input)
+        return lambda: target.copy_(input)
+    weight = tensors[1].detach()
+    logits, grad_input, grad_weight = input @ weight.t(), torch.empty_like(input), torch.empty_like(weight)
+
+    def products() -> None:
+        for _ in range(bench.products - 2):
+            torch.mm(input, weight.t(), out=logits)
+        torch.mm(logits, weight, out=grad_input)
+        torch.mm(logits.t(), input, out=grad_weight)
+
+    return products
+
+
 def measure(
     spec: LossSpec, bench: Bench, dtype: torch.dtype, device: str, seconds: float, compile: bool
 ) -> Measurement:
     """All contenders on one input, in turn."""
     torch.compiler.reset()
-    tensors = bench.make(dtype, device)
-    tensors = (tensors[0].requires_grad_(), *tensors[1:])
-    first_call: dict[str, float] = {}
-    steps: dict[str, Step] = {}
-    forward: dict[str, Step] = {}
-    for name, module in modules(spec, bench, device, compile).items():
-        steps[name] = step_of(module, tensors)
-        forward[name] = without_grad(module, tensors)
-        first_call[name] = first_seconds(steps[name])
-    if spec.name == "CrossEntropyLoss" and tensors[0].numel() > 10_000:
-        steps["in place"] = in_place_step(spec, tensors)
-    target = torch.empty_like(tensors[0])
-    steps["copy"] = lambda: target.copy_(tensors[0].detach())
+    leaves = [tensor.requires_grad_(i in bench.differentiable) for i, tensor in enumerate(bench.make(dtype, device))]
+    tensors, wanted = tuple(leaves), [leaves[i] for i in bench.differentiable]
 
     def reset() -> None:
-        tensors[0].grad = None
+        for leaf in wanted:
+            leaf.grad = None
 
-    timings = interleaved(steps, reset=reset, device=device, seconds=seconds)
+    losses = contenders(spec, bench, tensors, compile)
+    steps = {name: step_of(loss, tensors) for name, loss in losses.items()}
+    first_call = {name: first_seconds(step, reset) for name, step in steps.items()}
+    if spec.name == "CrossEntropyLoss" and tensors[0].numel() > 10_000:
+        steps["in place"] = in_place_step(spec, tensors)
+    detached = tuple(tensor.detach() for tensor in tensors)
+    forward: Mapping[str, Step] = {name: lambda loss=loss: loss(*detached) for name, loss in losses.items()}
+    bound = PRODUCTS if bench.products else COPY
+    timings = interleaved({**steps, bound: bound_of(bench, tensors)}, reset=reset, device=device, seconds=seconds)
     forwards = interleaved(forward, reset=reset, device=device, seconds=seconds / 3)
-    peak = {}
-    for name, step in steps.items():
-        reset()
-        peak[name] = peak_bytes(step, device)
-    size = tensors[0].numel() * tensors[0].element_size()
-    copy = timings.pop("copy")
     return Measurement(
         spec.name,
         bench.name,
         str(dtype).removeprefix("torch."),
-        size,
-        bench.traffic,
+        sum(leaf.nbytes for leaf in wanted),
+        0 if bench.products else bench.traffic,
         timings,
         forwards,
-        copy,
-        peak,
+        timings.pop(bound),
+        {name: peak_of(step, reset, device) for name, step in steps.items()},
         first_call,
     )
 
 
-def without_grad(module: nn.Module, tensors: tuple[Tensor, ...]) -> Step:
-    detached = tuple(tensor.detach() for tensor in tensors)
-    return lambda: module(*detached)
-
-
-def first_seconds(step: Callable[[], object]) -> float:
+def first_seconds(step: Step, reset: Callable[[], None]) -> float:
+    reset()
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
+
+
+def peak_of(step: Step, reset: Callable[[], None], device: str) -> int:
+    reset()
+    return peak_bytes(step, device)

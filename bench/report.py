@@ -37,11 +37,12 @@ def markdown(machine: dict[str, Any], measurements: list[Measurement], verdicts:
         "",
     ]
     lines += [
-        "the share is of the rate at which the input is copied. Memory is what a step allocates at its peak.",
+        "the share is of the rate at which the input is copied, or of the speed of a head's matrix products alone.",
+        "Memory is what a step allocates at its peak.",
         "",
     ]
     lines += [
-        "| loss | shape | dtype | contender | ms | quartiles | vs torch | GB/s | of copy | peak MiB | first call s |"
+        "| loss | shape | dtype | contender | ms | quartiles | vs torch | GB/s | of bound | peak MiB | first call s |"
     ]
     lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     lines += [row for m in measurements for row in rows(m)]
@@ -50,16 +51,16 @@ def markdown(machine: dict[str, Any], measurements: list[Measurement], verdicts:
 
 
 def rows(m: Measurement) -> list[str]:
-    copy_rate = 2 * m.bytes / m.copy.median
     found = []
     for name, timing in m.forward_backward.items():
         rate = m.traffic * m.bytes / timing.median
+        share = rate * m.bound.median / (2 * m.bytes) if m.traffic else m.bound.median / timing.median
         first = f"{m.first_call[name]:.2f}" if name in m.first_call else ""
         speedup = m.forward_backward["torch"].median / timing.median
         found.append(
             f"| {m.loss} | {m.shape} | {m.dtype} | {name} | {timing.median * 1e3:.4g} | "
             f"{timing.low * 1e3:.4g} to {timing.high * 1e3:.4g} | {speedup:.2f}x | "
-            f"{rate / 1e9:.3g} | {rate / copy_rate:.0%} | {m.peak[name] / 2**20:.1f} | {first} |"
+            f"{f'{rate / 1e9:.3g}' if m.traffic else ''} | {share:.0%} | {m.peak[name] / 2**20:.1f} | {first} |"
         )
     return found
 

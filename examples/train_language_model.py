@@ -17,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own between ours
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -134,6 +135,13 @@ class Run:
         self.measured.loss_bytes = peak_bytes(lambda: self.loss_function(logits, target).backward(), str(device))
 
 
+def memory_in_use(device: torch.device) -> int:
+    """Bytes of the device's memory, or of this process's, that are in use."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -147,6 +155,7 @@ def train(arguments: argparse.Namespace, runs: list[Run]) -> None:
         for _ in range(arguments.steps):
             shown = {run.name: f"{run.step():.3f}" for run in runs}
             shown["tokens/s"] = f"{tokens / runs[-1].measured.step_seconds[-1]:.0f}"
+            shown["memory"] = f"{memory_in_use(runs[0].accelerator.device) / 2**20:.0f} MiB"
             bar.set_postfix(shown)
             bar.update()
     for _ in range(3):

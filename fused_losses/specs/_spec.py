@@ -52,13 +52,17 @@ class ErrorSample:
 
 @dataclass(frozen=True)
 class Bench:
-    """One measured shape. ``traffic`` counts the input-sized reads and writes of forward plus backward."""
+    """One measured shape, and what bounds it: ``traffic``, the input-sized reads and writes of forward and backward,
+    or ``products``, the matrix products of both.
+    """
 
     name: str
     make: Callable[[torch.dtype, str], tuple[Tensor, ...]]
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     options: Mapping[str, Any] = field(default_factory=dict)
     traffic: int = 3
+    products: int = 0
+    differentiable: tuple[int, ...] = (0,)
 
 
 class Called(nn.Module):

@@ -182,11 +182,14 @@ def _bench(rows: int, features: int, classes: int) -> Callable[[torch.dtype, str
     return make
 
 
-_LOW = (torch.float32, torch.bfloat16)
-_BENCHES = (
-    Bench("2048x512x32000", _bench(2048, 512, 32000), _LOW),
-    Bench("1024x256x128256", _bench(1024, 256, 128256), _LOW),
-)
+def _benches(products: int) -> tuple[Bench, ...]:
+    shapes = ((2048, 512, 32000), (1024, 256, 128256))
+    dtypes = (torch.float32, torch.bfloat16)
+    return tuple(
+        Bench("x".join(map(str, shape)), _bench(*shape), dtypes, products=products, differentiable=(0, 1))
+        for shape in shapes
+    )
+
 
 SPECS = (
     LossSpec(
@@ -196,7 +199,7 @@ SPECS = (
         summary="cross entropy from hidden states and a head's weight, without its logits",
         samples=_cross_entropy_samples,
         errors=_cross_entropy_errors,
-        benches=_BENCHES,
+        benches=_benches(3),
     ),
     LossSpec(
         loss=losses.LinearCrossEntropyLoss,
@@ -205,6 +208,6 @@ SPECS = (
         summary="log-probability, log-sum-exp and entropy of every token, likewise",
         samples=_log_prob_samples,
         errors=_head_errors,
-        benches=_BENCHES,
+        benches=_benches(4),
     ),
 )

@@ -15,7 +15,7 @@ from ...backends.loading import unavailable_reason
 # The default of max_workspace_mb: what a chunk of logits and the products beside it may take.
 WORKSPACE_MB = {"cpu": 64.0, "cuda": 512.0}
 # More rows than these do not make the products faster, and fewer fit a CPU's caches.
-MOST_ROWS = {("cpu", torch.float32): 256, ("cpu", torch.float64): 256, ("cpu", torch.bfloat16): 512}
+MOST_ROWS = {("cpu", torch.float32): 256, ("cpu", torch.float64): 256, ("cpu", torch.bfloat16): 480}
 LEAST_ROWS = 32
 BLOCK_BYTES = 1 << 19  # of a product that is moved or added elsewhere while a CPU's cache holds it
 

@@ -37,6 +37,20 @@ from .losses.pointwise import (
     SigmoidFocalLoss,
     SmoothL1Loss,
 )
+from .losses.preference import (
+    CPOLoss,
+    DPOLoss,
+    GRPOLoss,
+    KTOLoss,
+    LinearCPOLoss,
+    LinearDPOLoss,
+    LinearGRPOLoss,
+    LinearKTOLoss,
+    LinearORPOLoss,
+    LinearSimPOLoss,
+    ORPOLoss,
+    SimPOLoss,
+)
 from .losses.softmax import CrossEntropyLoss
 
 __version__ = "0.1.0"
@@ -44,14 +58,26 @@ __version__ = "0.1.0"
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CPOLoss",
     "CharbonnierLoss",
     "CrossEntropyLoss",
+    "DPOLoss",
+    "GRPOLoss",
     "HuberLoss",
+    "KTOLoss",
     "L1Loss",
+    "LinearCPOLoss",
     "LinearCrossEntropyLoss",
+    "LinearDPOLoss",
+    "LinearGRPOLoss",
+    "LinearKTOLoss",
+    "LinearORPOLoss",
+    "LinearSimPOLoss",
     "LogCoshLoss",
     "MSELoss",
+    "ORPOLoss",
     "SigmoidFocalLoss",
+    "SimPOLoss",
     "SmoothL1Loss",
     "backend_report",
     "empty_cache",

@@ -25,7 +25,8 @@ _import_source_folder("triton_kernels")
 
 from . import functional
 from .backends import backend_report, empty_cache, use_backend
-from .losses.linear import LinearCrossEntropyLoss
+from .losses.divergence import JSDLoss, TVDLoss
+from .losses.linear import LinearCrossEntropyLoss, LinearJSDLoss, LinearKLDivLoss
 from .losses.pointwise import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -64,12 +65,15 @@ __all__ = [
     "DPOLoss",
     "GRPOLoss",
     "HuberLoss",
+    "JSDLoss",
     "KTOLoss",
     "L1Loss",
     "LinearCPOLoss",
     "LinearCrossEntropyLoss",
     "LinearDPOLoss",
     "LinearGRPOLoss",
+    "LinearJSDLoss",
+    "LinearKLDivLoss",
     "LinearKTOLoss",
     "LinearORPOLoss",
     "LinearSimPOLoss",
@@ -79,6 +83,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "SimPOLoss",
     "SmoothL1Loss",
+    "TVDLoss",
     "backend_report",
     "empty_cache",
     "functional",

@@ -1,6 +1,7 @@
 """Every loss as a function, in the style of :mod:`torch.nn.functional`."""
 
-from .losses.linear import linear_cross_entropy, linear_log_probs
+from .losses.divergence import jsd_loss, tvd_loss
+from .losses.linear import linear_cross_entropy, linear_jsd, linear_log_probs
 from .losses.pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -20,11 +21,14 @@ __all__ = [
     "charbonnier_loss",
     "cross_entropy",
     "huber_loss",
+    "jsd_loss",
     "l1_loss",
     "linear_cross_entropy",
+    "linear_jsd",
     "linear_log_probs",
     "log_cosh_loss",
     "mse_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "tvd_loss",
 ]

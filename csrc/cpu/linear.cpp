@@ -3,108 +3,38 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "softmax.h"
+#include "logit_rows.h"
 
 namespace fused_losses {
 namespace {
 
-// A call's rows as blocks of transformed logits in the accumulation type.
 template <class A>
-class LogitRows {
- public:
-  static constexpr int64_t kBlock = SoftmaxProblem<A>::kBlock;
-  struct Scratch {
-    alignas(64) A z[kBlock], out[kBlock];
-  };
-
-  explicit LogitRows(const RowsCall& call)
-      : f(softmax_functions<A>()),
-        call(call),
-        labels(static_cast<const int64_t*>(call.labels.const_data_ptr())),
-        factors(call.factors ? static_cast<const A*>(call.factors->const_data_ptr()) : nullptr),
-        stride(call.logits.strides()[0]),
-        data_(static_cast<const char*>(call.logits.const_data_ptr())),
-        dtype_(dtype_of(call.logits.scalar_type())),
-        softcap_(static_cast<A>(call.softcap)),
-        temperature_(static_cast<A>(call.temperature)) {}
-
-  const SoftmaxFunctions<A>& f;
-  const RowsCall& call;
-  const int64_t* labels;
-  const A* factors;
-  int64_t stride;
-
-  bool transforms() const { return call.softcap > 0 || call.temperature != 1.0; }
-  bool has_label(int64_t row) const { return labels[row] >= 0 && labels[row] < call.classes(); }
-
-  // Calls body(row, scratch).
-  template <class Body>
-  void for_each(const Body& body) const {
-    const int64_t per_task = std::max<int64_t>(1, 65536 / std::max<int64_t>(call.classes(), 1));
-    for_each_task((call.rows() + per_task - 1) / per_task, [&](int64_t task) {
-      thread_local Scratch scratch;
-      const int64_t end = std::min(call.rows(), (task + 1) * per_task);
-      for (int64_t row = task * per_task; row < end; ++row) body(row, scratch);
-    });
-  }
-
-  // Calls body(first class, count, logits).
-  template <class Body>
-  void for_each_block(int64_t row, Scratch& scratch, const Body& body) const {
-    for (int64_t c = 0; c < call.classes(); c += kBlock) {
-      const int64_t n = std::min(kBlock, call.classes() - c);
-      const char* source = data_ + (row * stride + c) * element_size(dtype_);
-      const A* z = scratch.z;
-      if (dtype_ == kAccumulate<A>) {
-        z = reinterpret_cast<const A*>(source);
-      } else {
-        f.load(dtype_, source, 1, n, scratch.z);
-      }
-      if (transforms()) f.transform(z, n, softcap_, temperature_, scratch.z), z = scratch.z;
-      body(c, n, z);
-    }
-  }
-
-  A logit(int64_t row, int64_t c) const {
-    A z;
-    f.load(dtype_, data_ + (row * stride + c) * element_size(dtype_), 1, 1, &z);
-    if (transforms()) f.transform(&z, 1, softcap_, temperature_, &z);
-    return z;
-  }
-
- private:
-  const char* data_;
-  Dtype dtype_;
-  A softcap_, temperature_;
-};
+using Block = typename LogitRows<A>::Block;
 
 template <class A>
 void statistics_of(const RowsCall& call, A* statistics, int64_t* prediction) {
-  const LogitRows<A> rows(call);
+  const LogitRows<A> logits(call.logits, call.softcap, call.temperature);
+  const auto& f = softmax_functions<A>();
   const int64_t count = call.rows(), classes = call.classes();
-  const A lowest = -std::numeric_limits<A>::infinity();
-  rows.for_each([&](int64_t row, auto& scratch) {
-    A maximum = lowest;
-    rows.for_each_block(row, scratch, [&](int64_t, int64_t n, const A* z) {
-      maximum = std::max(maximum, rows.f.row_max(z, n));
-    });
-    const A reference = maximum == lowest ? A(0) : maximum;
+  logits.for_each_row([&](int64_t row) {
+    thread_local Block<A> scratch;
+    const A maximum = logits.maximum(row, scratch), reference = reference_of(maximum);
     ExpSums sums{0, 0};
     double gap = 0;
     int64_t first = classes;
-    rows.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-      const ExpSums of_block = rows.f.row_exp_sums(z, reference, n);
+    logits.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+      const ExpSums of_block = f.row_exp_sums(z, reference, n);
       sums.exp += of_block.exp, sums.moment += of_block.moment;
-      if (rows.factors) gap += rows.f.row_gap(z, rows.factors + c, reference, n);
+      if (call.factors) gap += f.row_gap(z, call.factors_as<A>() + c, reference, n);
       if (first == classes) {
-        const int64_t found = rows.f.row_find(z, maximum, n);
+        const int64_t found = f.row_find(z, maximum, n);
         if (found < n) first = c + found;
       }
     });
+    const int64_t label = call.label(row);
     statistics[kMaximum * count + row] = maximum;
-    statistics[kLogSum * count + row] =
-        static_cast<A>(maximum == lowest ? std::numeric_limits<double>::quiet_NaN() : std::log(sums.exp));
-    statistics[kLabelLogit * count + row] = rows.has_label(row) ? rows.logit(row, rows.labels[row]) : A(0);
+    statistics[kLogSum * count + row] = log_sum_of(maximum, sums.exp);
+    statistics[kLabelLogit * count + row] = label >= 0 ? logits.logit(row, label) : A(0);
     statistics[kGap * count + row] = static_cast<A>(gap);
     statistics[kMoment * count + row] = static_cast<A>(sums.moment / sums.exp);
     prediction[row] = first == classes ? 0 : first;
@@ -135,29 +65,29 @@ struct Coefficients {
 };
 
 template <class A>
-void gradient_over(const RowsCall& call, Tensor& logits, const A* statistics, const A* table) {
-  const LogitRows<A> rows(call);
+void gradient_over(const RowsCall& call, Tensor& memory, const A* statistics, const A* table) {
+  const LogitRows<A> logits(call.logits, call.softcap, call.temperature);
+  const auto& f = softmax_functions<A>();
   const int64_t count = call.rows();
-  const Output<A> out(logits, rows.f, false);
-  const auto softcap = static_cast<A>(call.softcap), temperature = static_cast<A>(call.temperature);
-  rows.for_each([&](int64_t row, auto& scratch) {
+  const Output<A> out(memory, f, false);
+  logits.for_each_row([&](int64_t row) {
+    thread_local Block<A> scratch, computed;
     const Coefficients<A> k(table, count, row);
-    const int64_t start = row * rows.stride;
+    const int64_t start = logits.start(row), label = call.label(row);
     if (k.are_zero()) return out.zero(call.classes(), start);
     const A maximum = statistics[kMaximum * count + row], log_sum = statistics[kLogSum * count + row];
     // Read before blocks are written over.
-    const int64_t label = rows.has_label(row) ? rows.labels[row] : -1;
-    const A of_label = label >= 0 ? k.at_label(rows.logit(row, label), maximum, log_sum) : A(0);
-    rows.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-      A* gradient = out.place(start + c, scratch.out);
+    const A of_label = label >= 0 ? k.at_label(logits.logit(row, label), maximum, log_sum) : A(0);
+    logits.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+      A* gradient = out.place(start + c, computed);
       if (k.entropy == A(0)) {
-        rows.f.row_gradient(z, maximum, log_sum, k.excess + k.label, n, gradient);
+        f.row_gradient(z, maximum, log_sum, k.excess + k.label, n, gradient);
       } else {
-        rows.f.row_entropy_gradient(z, maximum, log_sum, k.excess + k.label, k.entropy, n, gradient);
+        f.row_entropy_gradient(z, maximum, log_sum, k.excess + k.label, k.entropy, n, gradient);
       }
       if (label >= c && label < c + n) gradient[label - c] = of_label;
-      if (rows.factors) rows.f.subtract(rows.factors + c, k.share, n, gradient);
-      if (rows.transforms()) rows.f.chain(z, n, softcap, temperature, gradient);
+      if (call.factors) f.subtract(call.factors_as<A>() + c, k.share, n, gradient);
+      logits.chain(z, n, gradient);
       out.put(gradient, 1, n, start + c);
     });
   });
@@ -205,7 +135,8 @@ void for_each_block(int64_t count, int64_t block, const Body& body) {
 constexpr int64_t kScaledBlock = 1024;
 
 const char* checked_numbers(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(is_supported(x.scalar_type()) && x.is_contiguous(), name, " must be contiguous and floating");
+  STD_TORCH_CHECK(is_supported(x.scalar_type()) && x.is_contiguous(), name,
+                  " must be contiguous and floating");
   return static_cast<const char*>(x.const_data_ptr());
 }
 

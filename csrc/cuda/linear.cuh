@@ -8,16 +8,15 @@ namespace fused_losses {
 
 constexpr int64_t kNowhere = INT64_MAX;
 
-// Beside the sums of exponentials: that of exp(z - maximum) (maximum - z), and the first place of the maximum.
+// Beside the sums of exponentials: that of exp(z - maximum) (maximum - z), and the first place of the
+// maximum.
 template <class A>
 struct MomentSums {
   TargetSums<A> sums;
   A moment;
   int64_t first;
 
-  FL_INLINE static MomentSums none() {
-    return {TargetSums<A>::none(), A(0), kNowhere};
-  }
+  FL_INLINE static MomentSums none() { return {TargetSums<A>::none(), A(0), kNowhere}; }
   FL_INLINE void raise(A larger) {
     const A before = sums.logits.maximum, total = sums.logits.top + sums.logits.rest;
     sums.raise(larger);
@@ -170,10 +169,10 @@ cudaError_t row_gradient(const SoftmaxProblem<T>& problem, const Accumulate<T>* 
   return launch(&row_gradient_kernel<T>, blocks, 0, stream, problem, statistics, coefficients, logits);
 }
 
-#define FL_INSTANTIATE_LINEAR(T)                                                                            \
-  template cudaError_t row_statistics<T>(const SoftmaxProblem<T>&, Accumulate<T>*, int64_t*, cudaStream_t, \
-                                         int);                                                              \
-  template cudaError_t row_gradient<T>(const SoftmaxProblem<T>&, const Accumulate<T>*,                     \
-                                       const Accumulate<T>*, T*, cudaStream_t, int);
+#define FL_INSTANTIATE_LINEAR(T)                                                                             \
+  template cudaError_t row_statistics<T>(const SoftmaxProblem<T>&, Accumulate<T>*, int64_t*, cudaStream_t,   \
+                                         int);                                                               \
+  template cudaError_t row_gradient<T>(const SoftmaxProblem<T>&, const Accumulate<T>*, const Accumulate<T>*, \
+                                       T*, cudaStream_t, int);
 
 }  // namespace fused_losses

@@ -8,13 +8,22 @@
 namespace fused_losses {
 
 struct RowsCall {
-  const Tensor& logits;  // (N, C), classes adjacent
-  Tensor labels;         // (N), contiguous
+  const Tensor& logits;           // (N, C), classes adjacent
+  Tensor labels;                  // (N), contiguous
   const OptionalTensor& factors;  // (C)
   double softcap, temperature;
 
   int64_t rows() const { return logits.sizes()[0]; }
   int64_t classes() const { return logits.sizes()[1]; }
+  // A row's label, or -1 where it is another block's.
+  int64_t label(int64_t row) const {
+    const int64_t value = static_cast<const int64_t*>(labels.const_data_ptr())[row];
+    return value >= 0 && value < classes() ? value : -1;
+  }
+  template <class A>
+  const A* factors_as() const {
+    return static_cast<const A*>(factors->const_data_ptr());
+  }
 };
 
 inline RowsCall checked_rows_call(const Tensor& logits, const Tensor& labels, const OptionalTensor& factors,
@@ -33,7 +42,8 @@ inline RowsCall checked_rows_call(const Tensor& logits, const Tensor& labels, co
 inline void check_table(const char* name, const Tensor& table, int64_t names, const RowsCall& call) {
   STD_TORCH_CHECK(has_shape(table, {names, call.rows()}) && table.is_contiguous() &&
                       table.scalar_type() == accumulate_type(call.logits.scalar_type()),
-                  name, " must be contiguous, of shape (", names, ", rows), and float32, or float64 for float64 logits");
+                  name, " must be contiguous, of shape (", names,
+                  ", rows), and float32, or float64 for float64 logits");
   STD_TORCH_CHECK(table.device() == call.logits.device(), name, " must be on the logits' device");
 }
 

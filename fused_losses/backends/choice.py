@@ -28,6 +28,9 @@ class Kernels(NamedTuple):
     cross_entropy_target_backward: Any
     row_statistics: Any
     row_gradient_: Any
+    divergence_forward: Any
+    divergence_backward: Any
+    divergence_backward_: Any
 
 
 def _validated(backend: str | None, source: str) -> str | None:

@@ -15,7 +15,13 @@ OPERATORS = (
     "cross_entropy_target_backward",
     "row_statistics",
     "row_gradient_",
+    "divergence_forward",
+    "divergence_backward",
+    "divergence_backward_",
 )
+
+# What operators write to, of those that end in an underscore; elsewhere it is the logits.
+MUTATED = {"divergence_backward_": ("student", "teacher")}
 
 _ACCUMULATE = {torch.float64: torch.float64}
 
@@ -167,5 +173,43 @@ def row_gradient_(
     factors: Tensor | None,
     softcap: float,
     temperature: float,
+) -> None:
+    return None
+
+
+def divergence_forward(
+    student: Tensor, teacher: Tensor, divergence: str, beta: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    rows, dtype = student.shape[0], accumulate_dtype(student.dtype)
+    return student.new_empty((rows,), dtype=dtype), student.new_empty((6, rows), dtype=dtype)
+
+
+def divergence_backward(
+    grad_losses: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    divergence: str,
+    beta: float,
+    temperature: float,
+    student_grad: bool,
+    teacher_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, classes = student.shape
+    return student.new_empty((rows if student_grad else 0, classes)), student.new_empty(
+        (rows if teacher_grad else 0, classes)
+    )
+
+
+def divergence_backward_(
+    grad_losses: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    divergence: str,
+    beta: float,
+    temperature: float,
+    student_grad: bool,
+    teacher_grad: bool,
 ) -> None:
     return None

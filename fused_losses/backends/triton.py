@@ -11,6 +11,7 @@ import torch
 
 from . import fake
 
+FAMILIES = ("pointwise", "softmax", "linear", "divergence")
 _library: torch.library.Library | None = None
 
 
@@ -36,14 +37,12 @@ def register() -> None:
     if _library is not None:
         return
     package = __name__.rsplit(".", 2)[0]
-    families: list[Any] = [
-        importlib.import_module(f"{package}.triton_kernels.{name}") for name in ("pointwise", "softmax", "linear")
-    ]
+    families: list[Any] = [importlib.import_module(f"{package}.triton_kernels.{name}") for name in FAMILIES]
     library = torch.library.Library("fused_losses_triton", "FRAGMENT")
     for name in fake.OPERATORS:
         shapes = getattr(fake, name)
         launcher = next(getattr(family, name) for family in families if hasattr(family, name))
-        mutated = ("logits",) if name.endswith("_") else ()
+        mutated = fake.MUTATED.get(name, ("logits",)) if name.endswith("_") else ()
         library.define(name + torch.library.infer_schema(shapes, mutates_args=mutated))
         library.impl(name, launcher, "CPU" if interpreting() else "CUDA")
         torch.library.register_fake(f"fused_losses_triton::{name}", shapes, lib=library)

@@ -1,5 +1,5 @@
 """The specification of every loss in plain torch: what the kernels are tested against and fall back to."""
 
-from . import linear, pointwise, softmax
+from . import divergence, linear, pointwise, softmax
 
-__all__ = ["linear", "pointwise", "softmax"]
+__all__ = ["divergence", "linear", "pointwise", "softmax"]

@@ -1,8 +1,8 @@
 """One declarative spec per loss: the tests, the benches and the documentation read nothing else."""
 
-from . import linear, pointwise, softmax
+from . import divergence, linear, pointwise, softmax
 from ._spec import Bench, ErrorSample, LossSpec, Sample, convert
 
-SPECS: tuple[LossSpec, ...] = (*softmax.SPECS, *linear.SPECS, *pointwise.SPECS)
+SPECS: tuple[LossSpec, ...] = (*softmax.SPECS, *linear.SPECS, *divergence.SPECS, *pointwise.SPECS)
 
 __all__ = ["SPECS", "Bench", "ErrorSample", "LossSpec", "Sample", "convert"]

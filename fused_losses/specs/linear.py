@@ -29,6 +29,20 @@ def linear_log_probs(
     return torch.stack(losses.linear_log_probs(input, linear_weight, target, linear_bias=linear_bias, **options))
 
 
+def linear_jsd(
+    student_input: Tensor,
+    student_weight: Tensor,
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    target: Tensor | None = None,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    heads = student_input, student_weight, teacher_input, teacher_weight
+    return losses.linear_jsd(*heads, target, student_bias=student_bias, teacher_bias=teacher_bias, **options)
+
+
 def head_tensors(
     *leading: int, classes: tuple[int, ...] = (CLASSES,), bias: bool = False, ignored: bool = True
 ) -> tuple[Tensor, ...]:
@@ -114,6 +128,55 @@ def _log_prob_samples() -> list[Sample]:
     ]
 
 
+def two_heads(*leading: int, bias: bool = False) -> tuple[Tensor, ...]:
+    """A student and a teacher of another width, labels, and biases if asked for."""
+    input, weight, labels, student_bias = head_tensors(*leading, bias=True)
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((*leading, FEATURES + 3), (CLASSES, FEATURES + 3), (CLASSES,))
+    teacher = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return (input, weight, *teacher[:2], labels, *((student_bias, teacher[2]) if bias else ()))
+
+
+def _jsd_samples() -> list[Sample]:
+    rows, biased = two_heads(ROWS), two_heads(ROWS, bias=True)
+    row_weight = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
+    mixed = {"hard_weight": 0.5, "soft_weight": 0.7, "temperature": 2.0}
+    return [
+        *(Sample(reduction, rows, {"reduction": reduction}) for reduction in ("mean", "sum", "none")),
+        Sample("bias", biased),
+        *(Sample(f"beta-{beta}", biased, {"beta": beta}) for beta in (0.0, 0.1, 1.0)),
+        *(Sample(f"mixed_{r}", biased, {**mixed, "reduction": r}) for r in ("mean", "none")),
+        Sample("sample_weight", biased, mixed, {"sample_weight": row_weight}),
+        Sample("normalizer", rows, {}, {"normalizer": 7.0}),
+        *(
+            Sample(f"chunks_{r}", two_heads(100, bias=True), {**mixed, **SEVERAL_CHUNKS, "reduction": r})
+            for r in ("sum", "none")
+        ),
+        Sample("without_labels", rows[:4]),
+        Sample("sequence", two_heads(3, 7)),
+        Sample("empty", two_heads(0), {"reduction": "sum"}),
+    ]
+
+
+def _jsd_errors() -> list[ErrorSample]:
+    student, weight, teacher, teacher_weight, labels = two_heads(4)
+
+    def error(name: str, tensors: tuple[Tensor, ...], kind: type[Exception], match: str, **options: Any) -> ErrorSample:
+        return ErrorSample(Sample(name, tensors, options), kind, match)
+
+    heads = student, weight, teacher, teacher_weight
+    return [
+        error("vocabularies", (student, weight, teacher, teacher_weight[:5]), RuntimeError, "vocabularies"),
+        error("features", (student[:, :3], *heads[1:]), RuntimeError, "last dimension"),
+        error("leading", (student, weight, teacher[:3], teacher_weight), RuntimeError, "leading dimensions"),
+        error("no_labels", heads, ValueError, "pass target", hard_weight=1.0),
+        error("label", (*heads, torch.full((4,), CLASSES)), IndexError, "out of bounds"),
+        error("beta", (*heads, labels), ValueError, "beta", beta=-0.1),
+        error("temperature", (*heads, labels), ValueError, "temperature", temperature=0.0),
+        error("reduction", (*heads, labels), ValueError, "reduction", reduction="median"),
+    ]
+
+
 def _head_errors() -> list[ErrorSample]:
     input, weight, labels, bias = head_tensors(4, classes=(3,), bias=True, ignored=False)
 
@@ -171,6 +234,9 @@ def _cross_entropy_errors() -> list[ErrorSample]:
     ]
 
 
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
 def _bench(rows: int, features: int, classes: int) -> Callable[[torch.dtype, str], tuple[Tensor, ...]]:
     def make(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(0)
@@ -182,11 +248,15 @@ def _bench(rows: int, features: int, classes: int) -> Callable[[torch.dtype, str
     return make
 
 
+def _bench_of_two(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    student, teacher = _bench(2048, 512, 32000)(dtype, device), _bench(2048, 512, 32000)(dtype, device)
+    return *student[:2], *(tensor * 1.1 for tensor in teacher[:2]), student[2]
+
+
 def _benches(products: int) -> tuple[Bench, ...]:
     shapes = ((2048, 512, 32000), (1024, 256, 128256))
-    dtypes = (torch.float32, torch.bfloat16)
     return tuple(
-        Bench("x".join(map(str, shape)), _bench(*shape), dtypes, products=products, differentiable=(0, 1))
+        Bench("x".join(map(str, shape)), _bench(*shape), _DTYPES, products=products, differentiable=(0, 1))
         for shape in shapes
     )
 
@@ -209,5 +279,16 @@ SPECS = (
         samples=_log_prob_samples,
         errors=_head_errors,
         benches=_benches(4),
+    ),
+    LossSpec(
+        loss=losses.LinearJSDLoss,
+        function=linear_jsd,
+        family="linear",
+        summary="Jensen-Shannon divergence over two heads, with hard labels if asked for",
+        samples=_jsd_samples,
+        errors=_jsd_errors,
+        benches=(
+            Bench("2048x512x32000", _bench_of_two, (torch.float32, torch.bfloat16), products=4, differentiable=(0, 1)),
+        ),
     ),
 )

@@ -28,7 +28,7 @@ def check_loss(
     """Checks a loss against its plain-torch reference: accuracy, gradients, layouts, compile and more.
 
     A value or gradient may be off from fp64 truth by 1.5 times what the reference is off in the same dtype, plus
-    2 units in the last place (32 in fp64, whose truth is itself rounded); NaN and infinity must stand exactly
+    2 units in the last place (64 in fp64, whose truth is itself rounded); NaN and infinity must stand exactly
     where truth has them.
 
     Args:

@@ -10,10 +10,12 @@
 #undef STABLE_TORCH_LIBRARY_FRAGMENT
 #define STABLE_TORCH_LIBRARY_FRAGMENT(name, m) _STABLE_TORCH_LIBRARY_FRAGMENT(emulated_losses, m, C10_UID)
 
+#include "../../csrc/ops/divergence.cpp"
 #include "../../csrc/ops/linear.cpp"
 #include "../../csrc/ops/pointwise.cpp"
 #include "../../csrc/ops/softmax.cpp"
 
+#include "../../csrc/cuda/divergence.cpp"
 #include "../../csrc/cuda/linear.cpp"
 #include "../../csrc/cuda/pointwise.cpp"
 #include "../../csrc/cuda/softmax.cpp"

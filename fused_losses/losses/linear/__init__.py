@@ -1,12 +1,16 @@
 """The linear family: losses of a head's logits, from hidden states and the head's weight."""
 
 from .cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from .distillation import LinearJSDLoss, LinearKLDivLoss, linear_jsd
 from .log_probs import TokenLogProbs, TokenStatistics, linear_log_probs
 
 __all__ = [
     "LinearCrossEntropyLoss",
+    "LinearJSDLoss",
+    "LinearKLDivLoss",
     "TokenLogProbs",
     "TokenStatistics",
     "linear_cross_entropy",
+    "linear_jsd",
     "linear_log_probs",
 ]

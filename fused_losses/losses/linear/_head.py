@@ -154,22 +154,22 @@ def rows_that_count(target: Tensor, ignore_index: int) -> Tensor | None:
     return counted if len(counted) < WORTH_DROPPING * len(target) else None
 
 
-def chunk_rows(rows: int, head: Head, workspace_mb: float | None) -> int:
-    """Rows of equal chunks whose logits fit the workspace, whatever memory happens to be free."""
+def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int = 1) -> int:
+    """Rows of equal chunks whose logits, in so many buffers, fit the workspace, whatever memory happens to be free."""
     weight, device = head.weight, head.weight.device.type
     budget = (WORKSPACE_MB.get(device, 512.0) if workspace_mb is None else workspace_mb) * 2**20
-    fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // (len(weight) * weight.element_size())
+    fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // (buffers * len(weight) * weight.element_size())
     size = max(min(fitting, MOST_ROWS.get((device, weight.dtype), 8192)), LEAST_ROWS)
     chunks = max(1, -(-rows // size))
     return -(-rows // chunks)
 
 
 def logit_chunks(
-    input: Tensor, head: Head, workspace_mb: float | None, counted: Tensor | None = None
+    input: Tensor, head: Head, workspace_mb: float | None, counted: Tensor | None = None, buffers: int = 1
 ) -> Iterator[tuple[Rows, Tensor, Tensor]]:
     """Rows, their input in the head's dtype, and their logits in memory that the next chunk takes over."""
     count = len(input) if counted is None else len(counted)
-    size = chunk_rows(count, head, workspace_mb)
+    size = chunk_rows(count, head, workspace_mb, buffers)
     memory = empty(head.weight, (size, len(head.weight)), head.weight.dtype)
     for start in range(0, count, max(1, size)):
         neighbours = slice(start, min(start + size, count))

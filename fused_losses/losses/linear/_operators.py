@@ -162,6 +162,61 @@ def linear_log_probs_backward(
     return gradients.tensors()
 
 
+def linear_divergence(
+    input: Tensor,  # (N, D) of the student
+    weight: Tensor,  # (V, D)
+    bias: Tensor | None,  # (V)
+    teacher_input: Tensor,  # (N, D')
+    teacher_weight: Tensor,  # (V, D')
+    teacher_bias: Tensor | None,  # (V)
+    labels: Tensor,  # (N); only those that are ignored matter without hard labels
+    row_weight: Tensor,  # (N), the upstream gradient of every row
+    divergence: str,
+    beta: float,
+    temperature: float,
+    soft: float,  # factors of the divergence and of the labels' cross entropy
+    hard: float,
+    ignore_index: int,
+    workspace_mb: float | None,
+    dtype: torch.dtype,
+    backend: str,
+    needs: Sequence[bool],
+    teacher_needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss of every row, and gradients of their sum weighted by row: of the student's head, then the teacher's."""
+    kernels, kind = KERNELS[resolve(input.device.type, dtype, backend)], (divergence, beta, temperature)
+    heads = Head.cast(weight, bias, dtype), Head.cast(teacher_weight, teacher_bias, dtype)
+    counted = rows_that_count(labels, ignore_index)
+    losses = input.new_zeros(len(input), dtype=accumulate_dtype(dtype))
+    gradients = [HeadGradients(h, len(input), Needs(*n), counted) for h, n in zip(heads, (needs, teacher_needs))]
+    asked, buffers = (any(needs), any(teacher_needs)), 2 if hard == 0.0 else 3
+    chunks = [logit_chunks(i, head, workspace_mb, counted, buffers) for i, head in zip((input, teacher_input), heads)]
+    for (rows, part, student), (_, teacher_part, teacher) in zip(*chunks):
+        upstream, of_labels = row_weight[rows], student.clone() if hard != 0.0 else None
+        of_rows, statistics = kernels.divergence_forward(student, teacher, *kind)
+        losses[rows] = soft * of_rows
+        if any(asked):
+            kernels.divergence_backward_(soft * upstream, student, teacher, statistics, *kind, *asked)
+        if of_labels is not None:
+            options = labels[rows], None, None, ignore_index, 0.0, 0.0, 0.0, 1.0
+            losses[rows] += hard * kernels.cross_entropy_with_gradient_(of_labels, *options)
+            student.addcmul_(of_labels, (hard * upstream)[:, None].to(student.dtype))
+        if asked[0]:
+            gradients[0].add(rows, part, student)
+        if asked[1]:
+            gradients[1].add(rows, teacher_part, teacher)
+    return losses, *gradients[0].tensors(), *gradients[1].tensors()
+
+
+def _divergence_shapes(
+    input: Tensor, weight: Tensor, bias: Any, teacher_input: Tensor, teacher_weight: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    dtype, needs, teacher_needs = rest[-4], rest[-2], rest[-1]
+    losses = input.new_empty((input.shape[0],), dtype=accumulate_dtype(dtype))
+    of_student = _gradient_shapes(input, weight, dtype, needs)
+    return losses, *of_student, *_gradient_shapes(teacher_input, teacher_weight, dtype, teacher_needs)
+
+
 def _part(tensor: Tensor | None, rows: Rows) -> Tensor | None:
     return None if tensor is None else tensor[rows]
 
@@ -211,6 +266,7 @@ _register(linear_cross_entropy_forward, _forward_shapes)
 _register(linear_cross_entropy_backward, _backward_shapes_with_target)
 _register(linear_log_probs_forward, _described_shapes)
 _register(linear_log_probs_backward, _backward_shapes)
+_register(linear_divergence, _divergence_shapes)
 
 
 def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., Any]:

@@ -1,0 +1,5 @@
+#include "divergence.cuh"
+
+namespace fused_losses {
+FL_INSTANTIATE_DIVERGENCE(Half)
+}

@@ -50,6 +50,11 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
+// Whether the last of two dimensions has its elements one after the other.
+inline bool has_adjacent_columns(const Tensor& tensor) {
+  return tensor.dim() == 2 && (tensor.strides()[1] == 1 || tensor.sizes()[1] <= 1 || tensor.numel() == 0);
+}
+
 inline bool same_strides(const Tensor& a, const Tensor& b) {
   const auto x = a.strides(), y = b.strides();
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());

@@ -27,8 +27,7 @@ inline Divergence divergence_of(const std::string& name) {
 
 inline void check_rows(const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(is_supported(tensor.scalar_type()), name, " must be float64, float32, bfloat16 or float16");
-  STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.strides()[1] == 1 || tensor.sizes()[1] <= 1), name,
-                  " must be rows of adjacent classes");
+  STD_TORCH_CHECK(has_adjacent_columns(tensor), name, " must be rows of adjacent classes");
 }
 
 inline void check_like_rows(const char* name, const Tensor& tensor, const Tensor& rows) {

@@ -29,8 +29,7 @@ struct RowsCall {
 inline RowsCall checked_rows_call(const Tensor& logits, const Tensor& labels, const OptionalTensor& factors,
                                   double softcap, double temperature) {
   STD_TORCH_CHECK(is_supported(logits.scalar_type()), "logits must be float64, float32, bfloat16 or float16");
-  STD_TORCH_CHECK(logits.dim() == 2 && (logits.strides()[1] == 1 || logits.sizes()[1] <= 1),
-                  "logits must be rows of adjacent classes");
+  STD_TORCH_CHECK(has_adjacent_columns(logits), "logits must be rows of adjacent classes");
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && has_shape(labels, {logits.sizes()[0]}),
                   "labels must be int64, one for each row");
   STD_TORCH_CHECK(labels.device() == logits.device(), "labels must be on the logits' device");

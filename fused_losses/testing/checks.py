@@ -166,7 +166,7 @@ def layouts(case: Case) -> Comparisons:
 
 def _rounding(result: Tensor, dtype: torch.dtype) -> float:
     largest = float(result.nan_to_num(0.0, 0.0, 0.0).abs().max()) if result.numel() else 0.0
-    return 2.0 * torch.finfo(dtype).eps * largest
+    return 4.0 * torch.finfo(dtype).eps * largest
 
 
 def double_backward(case: Case) -> Comparisons:

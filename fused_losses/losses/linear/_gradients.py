@@ -36,10 +36,10 @@ def scaled(
     The first backward takes the memory itself, so that there is never a second copy of it; another one makes the
     gradients again. In a compiled graph, which backward runs is not known, and a copy is made.
     """
-    if is_batched(factor):
-        return as_inputs([g * factor for g in getattr(ctx, "kept", None) or again()], like, ctx.needs_input_grad)
     if torch.compiler.is_compiling():
         return as_inputs([g * factor for g in ctx.saved_tensors[ctx.counts[0] :]], like, ctx.needs_input_grad)
+    if is_batched(factor):
+        return as_inputs([g * factor for g in getattr(ctx, "kept", None) or again()], like, ctx.needs_input_grad)
     gradients = ctx.__dict__.pop("kept", None) or again()
     return [
         _scale_over(gradient, factor, tensor.dtype) if need and tensor is not None else None

@@ -91,8 +91,10 @@ def forward_kernel(
     maximum_s, log_sum_s = log_sum_kernel_body(of_s, classes, temperature, accumulate, BLOCK)
     maximum_t, log_sum_t = log_sum_kernel_body(of_t, classes, temperature, accumulate, BLOCK)
     loss = tl.zeros((), accumulate)
-    total_s = tl.zeros((), accumulate)
-    total_t = tl.zeros((), accumulate)
+    # Where one class has nearly everything, its gradient is the difference of a total and nearly the same.
+    precise: tl.constexpr = tl.float32 if student.dtype.element_ty.primitive_bitwidth < 32 else tl.float64
+    total_s = tl.zeros((), precise)
+    total_t = tl.zeros((), precise)
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = columns < classes
@@ -102,15 +104,20 @@ def forward_kernel(
         log_t = (z_t - maximum_t) - log_sum_t
         value, of_student, of_teacher = terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE)
         loss += tl.sum(tl.where(mask, value, 0.0), axis=0)
-        total_s += tl.sum(tl.where(mask, of_student, 0.0), axis=0)
-        total_t += tl.sum(tl.where(mask, of_teacher, 0.0), axis=0)
+        total_s += tl.sum(tl.where(mask, of_student, 0.0).to(precise), axis=0)
+        total_t += tl.sum(tl.where(mask, of_teacher, 0.0).to(precise), axis=0)
+    # Known beforehand, but for a NaN, which must stay.
+    if DIVERGENCE == "forward_kl":
+        total_s = tl.where(total_s == total_s, -1.0, total_s)
+    elif DIVERGENCE == "reverse_kl":
+        total_t = tl.where(total_t == total_t, -1.0, total_t)
     tl.store(losses + row, loss)
     tl.store(statistics + row, maximum_s)
     tl.store(statistics + rows + row, log_sum_s)
     tl.store(statistics + 2 * rows + row, maximum_t)
     tl.store(statistics + 3 * rows + row, log_sum_t)
-    tl.store(statistics + 4 * rows + row, total_s)
-    tl.store(statistics + 5 * rows + row, total_t)
+    tl.store(statistics + 4 * rows + row, total_s.to(accumulate))
+    tl.store(statistics + 5 * rows + row, total_t.to(accumulate))
 
 
 @triton.jit
@@ -153,7 +160,7 @@ def backward_kernel(
         z_t = tl.load(teacher + row * stride_teacher + columns, mask=mask, other=0.0).to(accumulate) / temperature
         log_s = (z_s - maximum_s) - log_sum_s
         log_t = (z_t - maximum_t) - log_sum_t
-        value, of_student, of_teacher = terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE)
+        _, of_student, of_teacher = terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE)
         # A row that nobody asks for has a gradient of exactly 0, whatever its logits.
         k = upstream / temperature
         if STUDENT_GRAD:

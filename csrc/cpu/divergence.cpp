@@ -21,6 +21,7 @@ struct PairSums {
 template <class A>
 struct PairFunctions {
   PairSums (*sums)(const A* s, const A* t, const PairRow<A>& row, int64_t n);
+  void (*totals)(A* of_student, A* of_teacher);
   void (*student_gradient)(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out);
   void (*teacher_gradient)(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out);
 };
@@ -77,13 +78,15 @@ class PairRows {
         const PairSums part = pair_.sums(s, t, shared, n);
         sums.value += part.value, sums.of_student += part.of_student, sums.of_teacher += part.of_teacher;
       });
+      A of_student = static_cast<A>(sums.of_student), of_teacher = static_cast<A>(sums.of_teacher);
+      pair_.totals(&of_student, &of_teacher);
       losses[row] = static_cast<A>(sums.value);
       statistics[kStudentMaximum * count + row] = shared.maximum_s;
       statistics[kStudentLogSum * count + row] = shared.log_sum_s;
       statistics[kTeacherMaximum * count + row] = shared.maximum_t;
       statistics[kTeacherLogSum * count + row] = shared.log_sum_t;
-      statistics[kStudentTotal * count + row] = static_cast<A>(sums.of_student);
-      statistics[kTeacherTotal * count + row] = static_cast<A>(sums.of_teacher);
+      statistics[kStudentTotal * count + row] = of_student;
+      statistics[kTeacherTotal * count + row] = of_teacher;
     });
   }
 

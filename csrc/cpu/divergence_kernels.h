@@ -68,11 +68,19 @@ void pair_gradient(const A* s, const A* t, const PairRow<A>& row, A k, A total, 
   }
 }
 
+// What the sums of a whole row come to.
+template <class F, class A>
+void totals(A* of_student, A* of_teacher) {
+  *of_student = F::student_total(*of_student);
+  *of_teacher = F::teacher_total(*of_teacher);
+}
+
 template <class A>
 PairFunctions<A> pair_functions(Divergence divergence) {
   switch (divergence) {
 #define FL_CASE(F, name) \
-  case Divergence::F: return {pair_sums<F, A>, pair_gradient<F, true, A>, pair_gradient<F, false, A>};
+  case Divergence::F:    \
+    return {pair_sums<F, A>, totals<F, A>, pair_gradient<F, true, A>, pair_gradient<F, false, A>};
     FL_DIVERGENCES(FL_CASE)
 #undef FL_CASE
   }

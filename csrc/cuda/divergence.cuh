@@ -8,9 +8,22 @@ namespace fused_losses {
 
 #include "../formulas/divergence.h"
 
+// A sum that keeps what its additions round away: where one class has nearly everything, its gradient is the
+// difference of a total and nearly the same, of which one rounding more would be seen.
 template <class A>
+struct CompensatedSum {
+  A sum = 0, lost = 0;
+
+  FL_INLINE void add(A value) {
+    const A corrected = value - lost, larger = sum + corrected;
+    lost = (larger - sum) - corrected;
+    sum = larger;
+  }
+  FL_INLINE double total() const { return static_cast<double>(sum) - static_cast<double>(lost); }
+};
+
 struct PairSums {
-  A value, of_student, of_teacher;
+  double value, of_student, of_teacher;
 
   FL_INLINE void merge(const PairSums& other) {
     value += other.value, of_student += other.of_student, of_teacher += other.of_teacher;
@@ -77,29 +90,29 @@ __global__ void __launch_bounds__(kThreads, 2)
     of_s = block_reduce(of_s);
     of_t = block_reduce(of_t);
     const A log_sum_s = of_s.log_sum(), log_sum_t = of_t.log_sum();
-    PairSums<A> sums{A(0), A(0), A(0)};
+    A value = 0;
+    CompensatedSum<A> of_student, of_teacher;
     reader.for_each([&](int64_t c, auto width) {
       constexpr int N = decltype(width)::value;
       A s[N], t[N];
       reader.logits(c, s, t);
-      PairSums<A> part{A(0), A(0), A(0)};
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const auto shares = Shares<A>::of(s[k], t[k], of_s.maximum, log_sum_s, of_t.maximum, log_sum_t);
-        part.merge(
-            {F::value(shares, mixture), F::of_student(shares, mixture), F::of_teacher(shares, mixture)});
+        value += F::value(shares, mixture);
+        of_student.add(F::of_student(shares, mixture));
+        of_teacher.add(F::of_teacher(shares, mixture));
       }
-      sums.merge(part);
     });
-    sums = block_reduce(sums);
+    const PairSums sums = block_reduce(PairSums{value, of_student.total(), of_teacher.total()});
     if (threadIdx.x != 0) continue;
-    losses[row] = sums.value;
+    losses[row] = static_cast<A>(sums.value);
     statistics[kStudentMaximum * p.rows + row] = of_s.maximum;
     statistics[kStudentLogSum * p.rows + row] = log_sum_s;
     statistics[kTeacherMaximum * p.rows + row] = of_t.maximum;
     statistics[kTeacherLogSum * p.rows + row] = log_sum_t;
-    statistics[kStudentTotal * p.rows + row] = sums.of_student;
-    statistics[kTeacherTotal * p.rows + row] = sums.of_teacher;
+    statistics[kStudentTotal * p.rows + row] = F::student_total(static_cast<A>(sums.of_student));
+    statistics[kTeacherTotal * p.rows + row] = F::teacher_total(static_cast<A>(sums.of_teacher));
   }
 }
 
@@ -143,6 +156,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+static_assert(sizeof(LogitSums<double>) <= sizeof(PairSums), "one piece of shared memory serves both");
+
 inline int divergence_blocks(int64_t rows, int max_blocks) {
   return static_cast<int>(rows < 1 ? 1 : rows < max_blocks ? rows : max_blocks);
 }
@@ -152,7 +167,7 @@ cudaError_t divergence_forward(Divergence divergence, const DivergenceProblem<T>
                                Accumulate<T>* losses, Accumulate<T>* statistics, cudaStream_t stream,
                                int max_blocks) {
   const int blocks = divergence_blocks(problem.rows, max_blocks);
-  const size_t shared = block_reduce_bytes<LogitSums<Accumulate<T>>>;
+  const size_t shared = block_reduce_bytes<PairSums>;
   switch (divergence) {
 #define FL_CASE(F, name)                                                                                   \
   case Divergence::F:                                                                                      \

@@ -26,7 +26,23 @@ FL_INLINE A times_log(A p, A log_ratio) {
   return p == A(0) ? A(0) : p * log_ratio;
 }
 
-struct ForwardKL {
+// What both totals are, given their sums over classes; some are known beforehand.
+struct TotalsAreSums {
+  template <class A>
+  FL_INLINE static A student_total(A sum) {
+    return sum;
+  }
+  template <class A>
+  FL_INLINE static A teacher_total(A sum) {
+    return sum;
+  }
+};
+
+struct ForwardKL : TotalsAreSums {
+  template <class A>
+  FL_INLINE static A student_total(A sum) {
+    return sum == sum ? A(-1) : sum;
+  }
   template <class A>
   FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
     return times_log(c.t, c.log_t - c.log_s);
@@ -41,7 +57,11 @@ struct ForwardKL {
   }
 };
 
-struct ReverseKL {
+struct ReverseKL : TotalsAreSums {
+  template <class A>
+  FL_INLINE static A teacher_total(A sum) {
+    return sum == sum ? A(-1) : sum;
+  }
   template <class A>
   FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
     return times_log(c.s, c.log_s - c.log_t);
@@ -57,7 +77,7 @@ struct ReverseKL {
 };
 
 // Of both to their mixture beta t + (1 - beta) s.
-struct JensenShannon {
+struct JensenShannon : TotalsAreSums {
   // In logarithms: where both probabilities underflow, theirs do not.
   template <class A>
   FL_INLINE static A log_mixture(const Shares<A>& c, Mixture<A> m) {
@@ -79,7 +99,7 @@ struct JensenShannon {
   }
 };
 
-struct TotalVariation {
+struct TotalVariation : TotalsAreSums {
   template <class A>
   FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
     return A(0.5) * abs_(c.s - c.t);

@@ -40,7 +40,7 @@ def _samples(*variants: Mapping[str, Any]) -> Callable[[], list[Sample]]:
             Sample("vector", logit_pair(11), first),
             Sample("cube", logit_pair(2, 5, 7), first),
             Sample("one_class", logit_pair(4, 1), first),
-            Sample("wide", logit_pair(3, 5001), first),
+            Sample("wide", logit_pair(3, 5001, scale=1.0), first),
             Sample("sliced", tuple(t[::2, ::3] for t in logit_pair(24, 111)), first),
             Sample("all_ignored_sum", (*pair, torch.full((12,), IGNORED)), {**first, "reduction": "sum"}),
             Sample("empty_sum", tuple(t[:0] for t in pair), {**first, "reduction": "sum"}),

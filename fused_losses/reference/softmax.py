@@ -71,4 +71,5 @@ def token_statistics(logits: Tensor, target: Tensor, ignore_index: int = -100) -
     certain = log_probabilities == float("-inf")
     entropy = -(log_probabilities.exp() * log_probabilities.masked_fill(certain, 0.0)).sum(dim=1)
     log_sum_exp = torch.logsumexp(logits, dim=1)
-    return tuple(values.masked_fill(ignored, 0.0) for values in (log_probs, log_sum_exp, entropy))
+    log_probs, log_sum_exp, entropy = (v.masked_fill(ignored, 0.0) for v in (log_probs, log_sum_exp, entropy))
+    return log_probs, log_sum_exp, entropy

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._common import check_tensors, plain
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """Tensors in a dtype; what is None stays so."""
+    return [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 class HeadInput(NamedTuple):

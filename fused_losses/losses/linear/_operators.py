@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
 
 from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
@@ -278,5 +279,4 @@ def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., A
 
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor stands for many, as a vectorised Jacobian hands them back."""
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)

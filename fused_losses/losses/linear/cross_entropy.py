@@ -25,7 +25,7 @@ from .._common import (
     wants_graph,
 )
 from ..softmax import Options, check_labels, check_weights, checked_options, checked_target
-from ._checks import HeadInput, checked_workspace, head_input
+from ._checks import HeadInput, cast, checked_workspace, head_input
 from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_cross_entropy_backward, linear_cross_entropy_forward, operator
 from .log_probs import TokenStatistics, token_statistics
@@ -58,7 +58,10 @@ class _LinearCrossEntropyLoss(nn.modules.loss._WeightedLoss):
         self.linear = nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
 
 
-class LinearCrossEntropyLoss(getattr(nn, "LinearCrossEntropyLoss", _LinearCrossEntropyLoss)):
+_BASE: Any = getattr(nn, "LinearCrossEntropyLoss", _LinearCrossEntropyLoss)
+
+
+class LinearCrossEntropyLoss(_BASE):
     """Cross entropy of a linear layer's output, whose logits are never whole in memory.
 
     A drop-in for ``torch.nn.LinearCrossEntropyLoss``, with the same parameters and state_dict.
@@ -170,7 +173,7 @@ def linear_cross_entropy(
     max_workspace_mb: float | None = None,
     return_stats: bool = False,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, TokenStatistics]:
+) -> Tensor | Any:
     """Cross entropy of ``input @ linear_weight.T + linear_bias``; see :class:`LinearCrossEntropyLoss`.
 
     Args:
@@ -289,7 +292,8 @@ def _rows_or_sum(call: Call, tensors: Tensors, reduction: str) -> tuple[Tensor, 
         loss, described = losses if reduction == "none" else losses.sum(), (statistics, prediction)
     if not call.describe:
         return loss, None
-    return loss, token_statistics(*described, target, call.options.ignore_index, call.shape[0])
+    statistics, prediction = described
+    return loss, token_statistics(statistics, prediction, target, call.options.ignore_index, call.shape[0])
 
 
 def _forward(call: Call, tensors: Any, needs: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -301,14 +305,12 @@ def _by_reference(
     rest: tuple[Tensor, Tensor | None, Tensor | None],
     reduction: str,
     dtype: torch.dtype,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    *head: Any,
 ) -> Tensor:
     """Plain torch, with everything after the products in a dtype."""
     target, class_weight, sample_weight = rest
     return softmax_reference.cross_entropy(
-        reference.logits_of(*_cast(call.dtype, input, weight, bias)).view(len(input), *call.shape).to(dtype),
+        reference.logits_of(*cast(call.dtype, *head)).view(len(head[0]), *call.shape).to(dtype),
         target.to(dtype) if target.is_floating_point() else target,
         None if class_weight is None else class_weight.to(dtype),
         call.options.ignore_index,
@@ -328,13 +330,7 @@ def _by_reference_in(call: Call, reduction: str, class_weight: Any, sample_weigh
     return _by_reference(call, (target, class_weight, sample_weight), reduction, wide, *head)
 
 
-def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
-    return [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _statistics_by_reference(
-    call: Call, labels: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
-) -> TokenStatistics | None:
+def _statistics_by_reference(call: Call, labels: Tensor, input: Any, weight: Any, bias: Any) -> TokenStatistics | None:
     if not call.describe:
         return None
     with torch.no_grad():

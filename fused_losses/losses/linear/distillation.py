@@ -24,7 +24,7 @@ from .._common import (
 )
 from ..divergence import Kind, divergence_kind, reduce_rows
 from ..softmax import checked_options
-from ._checks import HeadInput, checked_workspace, head_input
+from ._checks import HeadInput, cast, checked_workspace, head_input
 from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_divergence, operator
 from .log_probs import label_rows
@@ -275,8 +275,7 @@ def _run(call: Call, tensors: Any, weight: Tensor, needs: Any, *upstream: Tensor
 def _by_reference(call: Call, labels: Tensor, *heads: Any) -> Tensor:
     """Losses of rows in plain torch: the products in their dtype, everything after them in fp32 or wider."""
     wide = accumulate_dtype(call.dtype)
-    cast = [tensor if tensor is None else tensor.to(call.dtype) for tensor in heads]
-    student, teacher = (reference.logits_of(*cast[i : i + 3]).to(wide) for i in (0, 3))
+    student, teacher = (reference.logits_of(*cast(call.dtype, *heads[i : i + 3])).to(wide) for i in (0, 3))
     losses = call.soft * divergence_reference.divergence(student, teacher, *call.kind)
     if call.hard != 0.0:
         of_labels = softmax_reference.cross_entropy(student, labels, None, call.ignore_index, "none")
@@ -284,7 +283,7 @@ def _by_reference(call: Call, labels: Tensor, *heads: Any) -> Tensor:
     return losses
 
 
-def _summed_by_reference(call: Call, labels: Tensor, weight: Tensor | None, *heads: Any) -> Tensor:
+def _summed_by_reference(call: Call, labels: Any, weight: Tensor | None, *heads: Any) -> Tensor:
     losses = _by_reference(call, labels, *heads)
     return losses if weight is None else (losses.masked_fill(weight == 0, 0.0) * weight).sum()
 

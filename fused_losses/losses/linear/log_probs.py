@@ -12,7 +12,7 @@ from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
 from .._common import check_tensors, choose_backend, plain, reference_gradients, wants_graph
 from ..softmax import Options, check_labels, checked_options, checked_target
-from ._checks import checked_workspace, head_input
+from ._checks import cast, checked_workspace, head_input
 from ._gradients import as_inputs
 from ._operators import linear_log_probs_backward, linear_log_probs_forward, operator
 
@@ -139,7 +139,8 @@ def token_values(statistics: Tensor, labels: Tensor, ignore_index: int, classes:
     ignored = labels == ignore_index
     outside = (labels < 0) | (labels >= classes)
     log_probs = ((label_logit - maximum) - log_sum).masked_fill(outside, float("nan"))
-    return tuple(values.masked_fill(ignored, 0.0) for values in (log_probs, maximum + log_sum, log_sum + moment))
+    entropy = (log_sum + moment).masked_fill(ignored, 0.0)
+    return log_probs.masked_fill(ignored, 0.0), (maximum + log_sum).masked_fill(ignored, 0.0), entropy
 
 
 def token_statistics(
@@ -154,11 +155,9 @@ def _by_reference(
     call: Call, labels: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The products in their dtype, everything after them in fp32 or wider."""
-    wide, cast = accumulate_dtype(call.dtype), (t if t is None else t.to(call.dtype) for t in (input, weight, bias))
-    options = call.options
-    return reference.log_probs_of(
-        reference.logits_of(*cast).to(wide), labels, options.ignore_index, options.softcap or None, options.temperature
-    )
+    logits, options = reference.logits_of(*cast(call.dtype, input, weight, bias)), call.options
+    logits = logits.to(accumulate_dtype(call.dtype))
+    return reference.log_probs_of(logits, labels, options.ignore_index, options.softcap or None, options.temperature)
 
 
 class LinearLogProbsFunction(torch.autograd.Function):

@@ -125,7 +125,9 @@ class GRPOLoss(nn.Module):
         losses = self._of_policy(log_weight, log_ratio, log_probs, mask, advantages, importance_ratio)
         if self.off_policy_threshold is not None:
             sampled = old if sampling_log_probs is None else sampling_log_probs
-            losses = losses * self._is_on_policy(log_probs.detach(), sampled, mask, advantages)
+            losses = losses * self._is_on_policy(
+                log_probs.detach(), sampled, mask, advantages, self.off_policy_threshold
+            )
         counted = mask
         if entropy is not None and self.top_entropy_quantile < 1.0:
             counted = self._of_high_entropy(entropy, mask)
@@ -190,9 +192,10 @@ class GRPOLoss(nn.Module):
         rate = torch.where(advantages >= 0, *self.vespo_lambda).clamp(min=1e-4)
         return torch.exp(rate + k * log_w - rate * log_w.exp()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _is_on_policy(self, log_probs: Tensor, sampled: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
+    @staticmethod
+    def _is_on_policy(log_probs: Tensor, sampled: Tensor, mask: Tensor, advantages: Tensor, threshold: float) -> Tensor:
         divergence = masked_sum((sampled - log_probs).nan_to_num(nan=0.0), mask) / lengths(mask)
-        return ((advantages >= 0) | (divergence[:, None] <= self.off_policy_threshold)).to(log_probs.dtype)
+        return ((advantages >= 0) | (divergence[:, None] <= threshold)).to(log_probs.dtype)
 
     def _of_high_entropy(self, entropy: Tensor, mask: Tensor) -> Tensor:
         """The tokens of the batch whose entropy is in the wanted share from the top."""

@@ -1,8 +1,8 @@
-"""Trains a small causal language model through Accelerate, with torch's cross entropy, ours, or both in turn.
+"""Trains a small causal language model through Accelerate, with one loss or with several beside each other.
 
-With both, the same model is trained twice from the same seed, step by step beside each other, so that their
-times can be compared. Ends with a table and a picture. Runs unchanged under `torchrun --nproc-per-node 2` and on
-a GPU.
+`torch` and `fused` are the cross entropy of torch and ours, of logits; `head` is a model with a fused head, which
+makes no logits. With several, the same model is trained from the same seed, step by step in turn, so that times can
+be compared. Ends with a table and a picture. Runs unchanged under `torchrun --nproc-per-node 2` and on a GPU.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fused_losses
 from fused_losses.testing import peak_bytes
 
-LOSSES = {"torch": nn.CrossEntropyLoss, "fused": fused_losses.CrossEntropyLoss}
+LOSSES = ("torch", "fused", "head")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--loss", choices=[*LOSSES, "both"], default="both", help="which cross entropy")
+    parser.add_argument("--loss", choices=LOSSES, nargs="+", default=LOSSES, help="one or several")
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per process and backward")
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens per sequence")
@@ -65,6 +65,10 @@ def build_model(arguments: argparse.Namespace) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def loss_of_logits(name: str) -> nn.Module:
+    return fused_losses.CrossEntropyLoss() if name == "fused" else nn.CrossEntropyLoss()
+
+
 def build_accelerator(arguments: argparse.Namespace) -> Accelerator:
     return Accelerator(
         # Without this, processes on a machine without a GPU would each train alone.
@@ -91,11 +95,13 @@ class Run:
         self.name, self.arguments, self.measured = name, arguments, Measured()
         self.accelerator = build_accelerator(arguments)
         model = build_model(arguments)
+        if name == "head":
+            model = fused_losses.fuse_lm_head(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
         order = torch.Generator().manual_seed(arguments.seed)
         loader = DataLoader(blocks, batch_size=arguments.batch_size, shuffle=True, generator=order)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        self.loss_function = LOSSES[name]().to(self.accelerator.device)
+        self.loss_of_logits = loss_of_logits(name)
         self.batches = self._endless()
 
     def _endless(self):
@@ -108,8 +114,7 @@ class Run:
         for _ in range(self.arguments.accumulation):
             batch = next(self.batches)
             with self.accelerator.accumulate(self.model):
-                logits = self.model(input_ids=batch[:, :-1]).logits
-                loss = self.loss_function(logits.flatten(0, 1), batch[:, 1:].flatten())
+                loss = self.loss(batch[:, :-1], batch[:, 1:])
                 self.accelerator.backward(loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -118,21 +123,31 @@ class Run:
         self.measured.step_seconds.append(time.perf_counter() - start)
         return total
 
+    def loss(self, input: Tensor, target: Tensor) -> Tensor:
+        if self.name == "head":
+            return self.model(input_ids=input, labels=target, shift_labels=target).loss
+        return self.loss_of_logits(self.model(input_ids=input).logits.flatten(0, 1), target.flatten())
+
     def measure_loss(self, rounds: int) -> None:
-        """Forward and backward of the loss alone, on logits like the model's: what a step spends on it."""
+        """Forward and backward of head and loss alone, from hidden states like the model's."""
+        head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         rows = self.arguments.batch_size * self.arguments.sequence_length
         device = self.accelerator.device
-        logits = torch.randn(rows, self.arguments.vocabulary, device=device).requires_grad_()
+        hidden = torch.randn(rows, self.arguments.width, device=device).requires_grad_()
         target = torch.randint(self.arguments.vocabulary, (rows,), device=device)
+
+        def step() -> None:
+            loss = head(hidden, target) if self.name == "head" else self.loss_of_logits(head(hidden), target)
+            loss.backward()
+            hidden.grad = head.weight.grad = None
+
         for _ in range(rounds):
-            logits.grad = None
             synchronize(device)
             start = time.perf_counter()
-            self.loss_function(logits, target).backward()
+            step()
             synchronize(device)
             self.measured.loss_seconds.append(time.perf_counter() - start)
-        logits.grad = None
-        self.measured.loss_bytes = peak_bytes(lambda: self.loss_function(logits, target).backward(), str(device))
+        self.measured.loss_bytes = peak_bytes(step, str(device))
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -184,14 +199,13 @@ def summarize(arguments: argparse.Namespace, runs: list[Run]) -> dict:
 
 def main() -> None:
     arguments = parse_arguments()
-    names = list(LOSSES) if arguments.loss == "both" else [arguments.loss]
     accelerator = build_accelerator(arguments)
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(arguments.output, arguments.vocabulary)
     world = accelerator.num_processes
     needed = min(arguments.steps * arguments.accumulation, 200) * arguments.batch_size * world
     blocks = token_blocks(tokenizer, arguments.sequence_length, needed)
-    runs = [Run(name, arguments, blocks) for name in names]
+    runs = [Run(name, arguments, blocks) for name in arguments.loss]
     accelerator.print(
         f"{sum(p.numel() for p in runs[0].model.parameters()) / 1e6:.1f} M parameters, {world} process(es)"
     )

@@ -25,8 +25,9 @@ _import_source_folder("triton_kernels")
 
 from . import functional
 from .backends import backend_report, empty_cache, use_backend
+from .integrations.transformers import fuse_lm_head
 from .losses.divergence import JSDLoss, TVDLoss
-from .losses.linear import LinearCrossEntropyLoss, LinearJSDLoss, LinearKLDivLoss
+from .losses.linear import LinearCrossEntropyHead, LinearCrossEntropyLoss, LinearJSDLoss, LinearKLDivLoss
 from .losses.pointwise import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -69,6 +70,7 @@ __all__ = [
     "KTOLoss",
     "L1Loss",
     "LinearCPOLoss",
+    "LinearCrossEntropyHead",
     "LinearCrossEntropyLoss",
     "LinearDPOLoss",
     "LinearGRPOLoss",
@@ -87,5 +89,6 @@ __all__ = [
     "backend_report",
     "empty_cache",
     "functional",
+    "fuse_lm_head",
     "use_backend",
 ]

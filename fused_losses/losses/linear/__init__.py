@@ -2,9 +2,11 @@
 
 from .cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .distillation import LinearJSDLoss, LinearKLDivLoss, linear_jsd
+from .head import LinearCrossEntropyHead
 from .log_probs import TokenLogProbs, TokenStatistics, linear_log_probs
 
 __all__ = [
+    "LinearCrossEntropyHead",
     "LinearCrossEntropyLoss",
     "LinearJSDLoss",
     "LinearKLDivLoss",

@@ -172,6 +172,7 @@ def linear_cross_entropy(
     normalizer: Tensor | float | None = None,
     max_workspace_mb: float | None = None,
     return_stats: bool = False,
+    out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor | Any:
     """Cross entropy of ``input @ linear_weight.T + linear_bias``; see :class:`LinearCrossEntropyLoss`.
@@ -181,6 +182,7 @@ def linear_cross_entropy(
         linear_bias: ``(C)`` or ``(C, d1, ..., dK)``.
         return_stats: also returns :class:`TokenStatistics` of every row, without gradients; for class indices and
             a ``(C, D)`` weight.
+        out_dtype: of the loss; None is as :class:`LinearCrossEntropyLoss` says.
 
     Example:
         >>> import torch, fused_losses
@@ -204,7 +206,7 @@ def linear_cross_entropy(
         raise ValueError("return_stats describes rows with a class index each; the target or linear_weight has more")
     call = Call(head.shape, numbers, checked_workspace(max_workspace_mb), head.dtype, backend, return_stats)
     tensors = (*head[:3], target, weight, sample_weight)
-    loss, statistics = _reduced(call, tensors, reduction, normalizer, output_dtype(input))
+    loss, statistics = _reduced(call, tensors, reduction, normalizer, out_dtype or output_dtype(input))
     loss = loss.view(*head.leading, *head.shape[1:]) if reduction == "none" else loss
     if statistics is None:
         return loss
@@ -256,7 +258,8 @@ def _reduced(
     if call.backend == "reference" or learnt:
         statistics = _statistics_by_reference(call, target, *head)
         if normalizer is None:
-            return _by_reference(call, tensors[3:], reduction, call.dtype, *head).to(out_dtype), statistics
+            dtype = torch.promote_types(call.dtype, out_dtype)
+            return _by_reference(call, tensors[3:], reduction, dtype, *head).to(out_dtype), statistics
         total = _by_reference(call, tensors[3:], "sum", accumulate_dtype(call.dtype), *head)
         return (total / normalizer).to(out_dtype), statistics
     # The gradient of probabilities is as large as the logits: it is made in backward, from losses of rows.

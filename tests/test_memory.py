@@ -5,6 +5,7 @@ import torch
 from sets import each_pair
 
 from fused_losses import CrossEntropyLoss
+from fused_losses.functional import linear_cross_entropy
 from fused_losses.specs import Sample
 from fused_losses.specs.softmax import label_pair, probability_pair
 from fused_losses.testing import check_loss, peak_bytes
@@ -72,6 +73,17 @@ def test_what_is_saved_between_forward_and_backward(spec, kernels, device):
     owned = {t.untyped_storage().data_ptr() for t in (x, *sample.tensors)}
     extra = sum(t.nbytes for t in saved if t.untyped_storage().data_ptr() not in owned)
     assert extra <= 4 * (2 * x.shape[0] + 1)
+
+
+def test_a_recomputed_head_keeps_no_gradients(kernels, device):
+    head = torch.randn(8192, 64, device=device).requires_grad_()
+    hidden, labels = torch.randn(64, 64, device=device), torch.randint(8192, (64,), device=device)
+
+    def forward(recompute):
+        options = {"max_workspace_mb": 1.0, "recompute": recompute, "backend": kernels}
+        return peak_bytes(lambda: linear_cross_entropy(hidden, head, labels, **options), device)
+
+    assert forward(True) < head.nbytes < forward(False)
 
 
 def test_labels_are_never_expanded_to_one_hot(kernels, device):

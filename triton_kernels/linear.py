@@ -50,7 +50,10 @@ def statistics_kernel(
         # Sums of before are relative to a maximum that was smaller by this step; of nothing, they are 0.
         some = grown & (top + rest > 0)
         step = tl.where(some, larger - maximum, 0.0)
-        moment = tl.where(grown, (moment + step * (top + rest)) * tl.exp(-step), moment)
+        shrunk = tl.exp(-step)
+        # A step from the lowest numbers, as masks have them, would overflow before it vanished.
+        moment_then = tl.where(shrunk > 0, (moment + step * (top + rest)) * shrunk, 0.0)
+        moment = tl.where(grown, moment_then, moment)
         gap += tl.where(grown & (spread != 0), (larger - maximum) * spread, 0.0)
         rest = tl.where(grown, (top + rest) * tl.exp(maximum - reference), rest)
         top = tl.where(grown, 0.0, top)

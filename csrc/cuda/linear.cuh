@@ -21,8 +21,9 @@ struct MomentSums {
     const A before = sums.logits.maximum, total = sums.logits.top + sums.logits.rest;
     sums.raise(larger);
     if (larger > before) {
-      const A step = larger - before;
-      moment = total > A(0) ? (moment + step * total) * exp_nonpositive(-step) : A(0);
+      const A step = larger - before, shrunk = exp_nonpositive(-step);
+      // A step from the lowest numbers, as masks have them, would overflow before it vanished.
+      moment = total > A(0) && shrunk > A(0) ? (moment + step * total) * shrunk : A(0);
     }
   }
   template <int N>

@@ -31,6 +31,7 @@ class Kernels(NamedTuple):
     divergence_forward: Any
     divergence_backward: Any
     divergence_backward_: Any
+    head_statistics: Any = None  # row_statistics of a head's logits without the logits, where a backend has it
 
 
 def _validated(backend: str | None, source: str) -> str | None:
@@ -140,5 +141,5 @@ def _prepared(backend: str) -> str:
             triton.register()
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
-        KERNELS[backend] = Kernels(*operators)
+        KERNELS[backend] = Kernels(*operators, triton.head_statistics() if backend == "triton" else None)
     return backend

@@ -31,13 +31,21 @@ def unavailable_reason(device_type: str) -> str | None:
     return None
 
 
+def head_statistics() -> Any:
+    """The one launcher that is no operator: other operators call it."""
+    return _module("head").head_statistics
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__.rsplit('.', 2)[0]}.triton_kernels.{name}")
+
+
 def register() -> None:
     """Defines the operators; their schemas are those of the shape functions."""
     global _library
     if _library is not None:
         return
-    package = __name__.rsplit(".", 2)[0]
-    families: list[Any] = [importlib.import_module(f"{package}.triton_kernels.{name}") for name in FAMILIES]
+    families = [_module(name) for name in FAMILIES]
     library = torch.library.Library("fused_losses_triton", "FRAGMENT")
     for name in fake.OPERATORS:
         shapes = getattr(fake, name)

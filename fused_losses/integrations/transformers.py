@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from ..losses.linear import LinearCrossEntropyHead
 
 IGNORED = -100
-OPTIONS = ("label_smoothing", "z_loss", "max_workspace_mb", "backend")
+OPTIONS = ("label_smoothing", "z_loss", "max_workspace_mb", "recompute", "backend")
 
 
 def fuse_lm_head(model: Any, **options: Any) -> Any:
@@ -32,7 +32,7 @@ def fuse_lm_head(model: Any, **options: Any) -> Any:
     Args:
         model: a transformers model with an ``nn.Linear`` head and the causal-LM loss: Llama, Qwen, GPT-2, Gemma, ...
         options: of the loss beside the model's own: ``label_smoothing``, ``z_loss``, ``max_workspace_mb``,
-            ``backend``.
+            ``recompute``, ``backend``.
 
     Returns:
         The model.

@@ -83,6 +83,7 @@ def _cross_entropy_samples() -> list[Sample]:
         *(Sample(reduction, rows, {"reduction": reduction}) for reduction in ("mean", "sum", "none")),
         *(Sample(f"bias_{r}", biased, {"reduction": r}) for r in ("mean", "none")),
         *(Sample(f"chunks_{r}", _chunked(), {"reduction": r, **SEVERAL_CHUNKS}) for r in ("mean", "none")),
+        Sample("recomputed", _chunked(), {**every, **SEVERAL_CHUNKS, "recompute": True}, {"normalizer": 7.0}),
         Sample("smoothing", biased, {"label_smoothing": 0.1}),
         Sample("weight", biased, {"weight": PER_CLASS}),
         Sample("z_loss", biased, {"z_loss": 1e-2}),

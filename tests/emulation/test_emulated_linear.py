@@ -113,6 +113,15 @@ def test_statistics(dtype, tmp_path):
             assert torch.equal(result[-1], prediction), problem.seed
 
 
+def test_a_masked_beginning_leaves_the_entropy_right(tmp_path):
+    logits = torch.full((2, 9000), -3e38)
+    logits[:, 8500:] = torch.randn(2, 500)
+    problem = Rows(logits, torch.tensor([8600, 8999]))
+    (result,) = run(build("linear"), [problem.statistics_case()], tmp_path)
+    for ours, truth in zip(result[-2].view(5, 2), problem.statistics()[0]):
+        assert_near(ours, truth, torch.float32, "masked")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradient(dtype, tmp_path):
     problems = [some_rows(dtype, 100 + seed) for seed in range(30)]

@@ -4,7 +4,7 @@ import pretend_driver
 import pytest
 import torch
 import triton
-from fused_losses.triton_kernels import pointwise, softmax
+from fused_losses.triton_kernels import divergence, head, linear, pointwise, softmax
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # what a block may have
 FORMULAS = (
@@ -72,6 +72,32 @@ def test_probabilities(gpu):
 
 def test_pixels(gpu):
     cross_entropy(torch.empty(2, 21, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long))
+    check(gpu, wide=False)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_rows_between_products(gpu, dtype):
+    logits, labels, factors = torch.empty(4, 32000, dtype=dtype), torch.zeros(4, dtype=torch.long), torch.empty(32000)
+    statistics, _ = linear.row_statistics(logits, labels, factors, 30.0, 1.0)
+    linear.row_gradient_(logits, labels, statistics, torch.empty(4, 4), factors, 30.0, 1.0)
+    check(gpu, wide=True)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "jsd", "tvd"])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_divergences(gpu, dtype, kind):
+    student, teacher = torch.empty(4, 32000, dtype=dtype), torch.empty(4, 32000, dtype=dtype)
+    losses, statistics = divergence.divergence_forward(student, teacher, kind, 0.5, 2.0)
+    divergence.divergence_backward(losses, student, teacher, statistics, kind, 0.5, 2.0, True, True)
+    check(gpu, wide=True)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_statistics_of_a_head(gpu, dtype):
+    rows, classes, features = 512, 32000, 1024
+    input, weight = torch.empty(rows, features, dtype=dtype), torch.empty(classes, features, dtype=dtype)
+    bias, labels = torch.empty(classes, dtype=dtype), torch.zeros(rows, dtype=torch.long)
+    head.head_statistics(input, weight, bias, labels, 30.0, 1.0)
     check(gpu, wide=False)
 
 

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter say what a GPU says: rounding of bf16, fp64 scalars, NaN in maxima, log(0).
+"""Makes Triton's interpreter say what a GPU says: rounding and products of bf16, fp64 scalars, NaN in maxima, log(0).
 
 Imported by conftest before any kernel. test_repairs.py fails if Triton's internals change under it.
 """
@@ -58,6 +58,11 @@ def unary(self, argument, operation):
         return Handle(to_bfloat16(operation(widened(argument))), argument.dtype.scalar)
 
 
+def dot(self, left, right, total, *precision):
+    wide = total.data.dtype
+    return Handle(np.matmul(widened(left).astype(wide), widened(right).astype(wide)) + total.data, total.dtype.scalar)
+
+
 def convert(argument):
     if isinstance(argument, float):  # our kernels declare their scalars fp64; the interpreter would lose that
         return tl.tensor(Handle(np.array([argument], dtype=np.float64), tl.float64), tl.float64)
@@ -66,6 +71,7 @@ def convert(argument):
 
 def install() -> None:
     Builder.cast_impl, Builder.binary_op, Builder.unary_op = cast, binary, unary
+    Builder.create_dot = dot
     # The hardware's maximum drops NaN unless told otherwise.
     Builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
     Builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)

@@ -47,6 +47,21 @@ def test_bfloat16_arithmetic():
     assert torch.equal(out, a + b)
 
 
+@triton.jit
+def dot_kernel(a, b, out, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    place = index[:, None] * SIZE + index[None, :]
+    tl.store(out + place, tl.dot(tl.load(a + place), tl.load(b + place)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_of_tiles(dtype):
+    a, b = torch.randn(2, 16, 16).to(dtype).unbind()
+    out = torch.empty(16, 16)
+    dot_kernel[(1,)](a, b, out, SIZE=16)
+    torch.testing.assert_close(out, a.float() @ b.float())
+
+
 def test_maximum_drops_nan():
     a, b, out = torch.full((4,), float("nan")), torch.ones(4), torch.empty(4)
     maximum_kernel[(1,)](a, b, out, COUNT=4)

@@ -21,6 +21,7 @@ PATHS = (
     "probabilities_mean",
     "image",
     "normalizer",
+    "batchmean",
 )
 
 

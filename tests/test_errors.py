@@ -202,7 +202,7 @@ def test_a_mask_is_a_weight(kind, backend, device):
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
-@pytest.mark.parametrize("name", ["MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss"])
+@pytest.mark.parametrize("name", ["MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "KLDivLoss"])
 def test_non_finite_inputs_propagate_as_in_torch(name, value, kernels, device):
     x, t = torch.randn(40, 5, device=device), torch.rand(40, 5, device=device)
     x[1, 2], t[3, 4], x[5, 0], t[5, 0] = value, value, value, value

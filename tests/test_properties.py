@@ -57,7 +57,7 @@ def pointwise_calls(draw):
     x, t = values(shape, seed, scale), values(shape, seed + 100, scale)
     if spec.name == PROBABILITY:
         x = torch.sigmoid(x / 4)
-    if spec.name in (PROBABILITY, "BCEWithLogitsLoss", "SigmoidFocalLoss"):
+    if spec.name in (PROBABILITY, "BCEWithLogitsLoss", "SigmoidFocalLoss", "KLDivLoss"):
         t = torch.sigmoid(t)
     options = {**draw(st.sampled_from([s.options for s in spec.samples()[:9]])), "reduction": draw(REDUCTIONS)}
     extras = {}

@@ -58,6 +58,8 @@ CLOSED_FORMS = [
     (pointwise.sigmoid_focal, {"alpha": 0.25, "gamma": 2.0}, lambda x, t: focal(x, t, 0.25, 2.0)),
     (pointwise.sigmoid_focal, {"alpha": -1.0, "gamma": 0.5}, lambda x, t: focal(x, t, -1.0, 0.5)),
     (pointwise.sigmoid_focal, {"alpha": 0.6, "gamma": 0.0}, lambda x, t: focal(x, t, 0.6, 0.0)),
+    (pointwise.kl_div, {}, lambda x, t: t * (math.log(t) - x) if t else 0.0),
+    (pointwise.kl_div_log_target, {}, lambda x, t: math.exp(t) * (t - x)),
 ]
 
 

@@ -59,6 +59,11 @@ def value(x, t, q, a, b, FORMULA: tl.constexpr):
     elif FORMULA == "bce_with_logits":
         p, complement, softplus, softplus_minus = logit_terms(x)
         return (1.0 - t) * softplus + q * t * softplus_minus
+    elif FORMULA == "kl_div":
+        loss = t * tl.log(tl.where(t > 0, t, 1.0)) - t * x
+        return tl.where(t < 0, float("nan"), loss)
+    elif FORMULA == "kl_div_log_target":
+        return tl.exp(t) * (t - x)
     else:
         tl.static_assert(FORMULA == "sigmoid_focal", "there is no such formula")
         p, complement, softplus, softplus_minus = logit_terms(x)
@@ -97,6 +102,13 @@ def gradient(x, t, q, a, b, FORMULA: tl.constexpr):
     elif FORMULA == "bce_with_logits":
         p, complement, softplus, softplus_minus = logit_terms(x)
         return (1.0 - t) * p - q * t * complement, q * softplus_minus - softplus
+    elif FORMULA == "kl_div":
+        # Where log t is not finite torch's derivative is NaN.
+        inside = (t > 0) & (t < float("inf"))
+        return -t, tl.where(inside, (tl.log(tl.where(inside, t, 1.0)) - x) + 1.0, float("nan"))
+    elif FORMULA == "kl_div_log_target":
+        p = tl.exp(t)
+        return -p, p * ((t - x) + 1.0)
     else:
         tl.static_assert(FORMULA == "sigmoid_focal", "there is no such formula")
         return focal_gradient(x, t, a, b)

@@ -210,3 +210,29 @@ struct Focal {
 
 using SigmoidFocal = Focal<AnyGamma>;
 using SigmoidFocalTwo = Focal<GammaTwo>;
+
+struct KLDiv {
+  template <class A>
+  FL_INLINE static A value(A x, A t, A, Params<A>) {
+    return (t == A(0) ? A(0) : t * log_(t)) - t * x;
+  }
+  // Where log t is infinite torch's derivative is NaN, and 0 log t makes ours so.
+  template <class A>
+  FL_INLINE static Gradient<A> gradient(A x, A t, A, Params<A>) {
+    const A log = log_(t);
+    return {-t, (log - x) + (A(1) + A(0) * log)};
+  }
+};
+
+// t is the logarithm of the target.
+struct KLDivLogTarget {
+  template <class A>
+  FL_INLINE static A value(A x, A t, A, Params<A>) {
+    return exp_(t) * (t - x);
+  }
+  template <class A>
+  FL_INLINE static Gradient<A> gradient(A x, A t, A, Params<A>) {
+    const A p = exp_(t);
+    return {-p, p * ((t - x) + A(1))};
+  }
+};

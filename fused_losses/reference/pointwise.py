@@ -124,3 +124,14 @@ def sigmoid_focal(
     if alpha >= 0:
         values = values * (alpha * target + (1 - alpha) * (1 - target))
     return reduce(values, weight, reduction)
+
+
+def kl_div(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """t (log t - x), 0 for t = 0"""
+    # torch's operator is composed of the same operations, and has no rule for vmap.
+    return reduce(torch.xlogy(target, target) - target * input, weight, reduction)
+
+
+def kl_div_log_target(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """exp(t) (t - x)"""
+    return reduce(torch.exp(target) * (target - input), weight, reduction)

@@ -37,6 +37,17 @@ def probability_pair(*shape: int) -> Pair:
     return torch.sigmoid(logits / 4), target
 
 
+def divergence_pair(*shape: int) -> Pair:
+    """Log-probabilities and probabilities, mostly larger and none of them 0 in any dtype."""
+    logits, target = regression_pair(*shape)
+    return torch.nn.functional.logsigmoid(logits - 2.0), torch.sigmoid(target)
+
+
+def log_divergence_pair(*shape: int) -> Pair:
+    input, target = divergence_pair(*shape)
+    return input, target.log()
+
+
 def _samples(pair: Callable[..., Pair], variants: tuple[Mapping[str, Any], ...]) -> list[Sample]:
     """Every reduction and parameter on a ragged shape, then the shapes that are easy to get wrong."""
     weight = torch.rand(7, 33, generator=_generator(), dtype=torch.float64)
@@ -123,15 +134,15 @@ def _binary_errors(pair: Callable[..., Pair], *more: ErrorSample) -> Callable[[]
     return errors
 
 
-def _bench(pair: Callable[..., Pair]) -> tuple[Bench, ...]:
+def _bench(pair: Callable[..., Pair], reduction: str = "mean") -> tuple[Bench, ...]:
     def make(*shape: int) -> Callable[[torch.dtype, str], tuple[Tensor, ...]]:
         return lambda dtype, device: tuple(t.to(device, dtype) for t in pair(*shape))
 
     large = (torch.float32, torch.bfloat16)
     return (
-        Bench("4096x8192", make(4096, 8192), large, {"reduction": "mean"}, traffic=5),
-        Bench("1024", make(1024), options={"reduction": "mean"}, traffic=5),
-        Bench("16", make(16), options={"reduction": "mean"}, traffic=5),
+        Bench("4096x8192", make(4096, 8192), large, {"reduction": reduction}, traffic=5),
+        Bench("1024", make(1024), options={"reduction": reduction}, traffic=5),
+        Bench("16", make(16), options={"reduction": reduction}, traffic=5),
     )
 
 
@@ -149,6 +160,37 @@ def _regression(loss: type[nn.Module], summary: str, original: type[nn.Module] |
 
 def _binary_samples(pair: Callable[..., Pair], *variants: Mapping[str, Any]) -> Callable[[], list[Sample]]:
     return lambda: _samples(pair, variants)
+
+
+def _divergence_samples() -> list[Sample]:
+    pair, logs, batchmean = divergence_pair, log_divergence_pair, {"reduction": "batchmean"}
+    log_target = [
+        Sample(f"{reduction}-log_target", logs(7, 33), {"reduction": reduction, "log_target": True})
+        for reduction in ("mean", "sum", "none", "batchmean")
+    ]
+    weight = torch.linspace(0.0, 2.0, 7, dtype=torch.float64)[:, None]
+    return [
+        *_samples(pair, ({},)),
+        *log_target,
+        Sample("log_target_layouts", (logs(33, 7)[0].t(), logs(7, 33)[1]), {"log_target": True, **batchmean}),
+        Sample("batchmean", pair(7, 33), batchmean),
+        Sample("batchmean_weight", pair(7, 33), batchmean, {"sample_weight": weight}),
+        Sample("batchmean_normalizer", pair(7, 33), batchmean, {"normalizer": 5.5}),
+        Sample("batchmean_scalar", pair(), batchmean),
+        Sample("batchmean_empty", pair(0, 3), batchmean),
+        Sample("batchmean_long", logs(9001), {"log_target": True, **batchmean}),
+    ]
+
+
+def _divergence_errors() -> list[ErrorSample]:
+    input, target = divergence_pair(4, 3)
+    return [
+        *_common_errors(divergence_pair),
+        _INTEGERS,
+        ErrorSample(Sample("shapes", (input, target[:, :2])), RuntimeError, "size"),
+        ErrorSample(Sample("integer_target", (input, target.round().long())), RuntimeError, "target must be floating"),
+        ErrorSample(Sample("complex", (input + 0j, target + 0j)), RuntimeError, "input must be floating"),
+    ]
 
 
 _COLUMN_WEIGHT = torch.linspace(0.5, 3.0, 33, dtype=torch.float64)
@@ -240,5 +282,14 @@ SPECS = (
             ErrorSample(Sample("gamma", _FIRST, {"gamma": -1.0}), ValueError, "gamma"),
         ),
         benches=_bench(logit_pair),
+    ),
+    LossSpec(
+        loss=losses.KLDivLoss,
+        family="pointwise",
+        summary="Kullback-Leibler divergence of log-probabilities",
+        original=nn.KLDivLoss,
+        samples=_divergence_samples,
+        errors=_divergence_errors,
+        benches=_bench(divergence_pair, "batchmean"),
     ),
 )

@@ -20,6 +20,8 @@ FORMULAS = {
     "bce_with_logits": (reference.bce_with_logits, {}, 0.0, 0.0),
     "sigmoid_focal": (reference.sigmoid_focal, {"alpha": 0.3, "gamma": 1.5}, 0.3, 1.5),
     "sigmoid_focal_2": (reference.sigmoid_focal, {"alpha": -1.0, "gamma": 2.0}, -1.0, 2.0),
+    "kl_div": (reference.kl_div, {}, 0.0, 0.0),
+    "kl_div_log_target": (reference.kl_div_log_target, {}, 0.0, 0.0),
 }
 # Each is how a tensor of 2 x 3 x n comes to be, from random numbers.
 LAYOUTS = {
@@ -46,7 +48,7 @@ class Problem:
         self.reduction = choose.choice(["mean", "sum", "none"])
         self.out_dtype = choose.choice([dtype, self.accumulate, *DTYPES])
         self.max_blocks = choose.choice([1, 2, 7])
-        probabilities = formula in ("bce", "bce_with_logits", "sigmoid_focal", "sigmoid_focal_2")
+        probabilities = formula in ("bce", "bce_with_logits", "sigmoid_focal", "sigmoid_focal_2", "kl_div")
 
         def tensor(layouts, of_dtype, unit=False, scale=2.0):
             def make(*shape):
@@ -59,7 +61,9 @@ class Problem:
         main = ["dense", "shifted"] if flat else list(LAYOUTS)
         factors = ["dense", "shifted", "number"] if flat else list(LAYOUTS)
         self.input = tensor(main, dtype, unit=formula == "bce")
-        self.target = tensor(main, dtype, unit=probabilities)
+        # An exponential of the target, larger, would leave fp16.
+        scale = 0.5 if formula == "kl_div_log_target" else 2.0
+        self.target = tensor(main, dtype, unit=probabilities, scale=scale)
         self.weight = tensor(factors, choose.choice(DTYPES)) if choose.random() < 0.5 else None
         self.pos_weight = None
         if formula == "bce_with_logits" and choose.random() < 0.5:

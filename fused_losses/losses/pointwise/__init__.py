@@ -8,6 +8,7 @@ from .binary import (
     binary_cross_entropy_with_logits,
     sigmoid_focal_loss,
 )
+from .kullback_leibler import KLDivLoss, kl_div
 from .regression import (
     CharbonnierLoss,
     HuberLoss,
@@ -28,6 +29,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CharbonnierLoss",
     "HuberLoss",
+    "KLDivLoss",
     "L1Loss",
     "LogCoshLoss",
     "MSELoss",
@@ -37,6 +39,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "charbonnier_loss",
     "huber_loss",
+    "kl_div",
     "l1_loss",
     "log_cosh_loss",
     "mse_loss",

@@ -24,7 +24,10 @@ from .._common import (
 
 # torch has these as one operator.
 TORCH_HAS = {"mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits"}
-BINARY = {"bce", "bce_with_logits", "sigmoid_focal"}  # their shapes must agree; the others broadcast
+# And these as one that is composed of the operations of the reference, which autocast leaves in low precision.
+TORCH_COMPOSES = {"kl_div", "kl_div_log_target"}
+# The shapes of these must agree, or torch broadcasts them without a word; the others broadcast with a warning.
+QUIET = {"bce", "bce_with_logits", "sigmoid_focal", "kl_div", "kl_div_log_target"}
 # What the two numbers of a formula are called in its reference.
 PARAMETERS = {
     "smooth_l1": ("beta",),
@@ -50,9 +53,9 @@ def pointwise_loss(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The reduced loss of a formula, fused where there are kernels and by the reference elsewhere."""
-    if formula in TORCH_HAS and sample_weight is None and normalizer is None and is_small(input, backend):
+    if sample_weight is None and normalizer is None and is_small(input, backend) and _is_torchs(formula):
         return _by_reference(formula, a, b, reduction, weight, pos_weight, input, target)
-    if formula not in BINARY:
+    if formula not in QUIET:
         _warn_broadcast(input, target)
     optional = {"weight": weight, "pos_weight": pos_weight, "sample_weight": sample_weight}
     check_tensors(input=input, target=target, optional=optional)
@@ -87,6 +90,11 @@ def pointwise_loss(
         return PointwiseFunction.apply(input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend)
     forward = KERNELS[backend].pointwise_forward
     return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+
+
+def _is_torchs(formula: str) -> bool:
+    """Whether the reference of a formula is what torch itself runs on a CPU."""
+    return formula in TORCH_HAS or (formula in TORCH_COMPOSES and not torch.is_autocast_enabled("cpu"))
 
 
 def _warn_broadcast(input: Tensor, target: Tensor) -> None:

@@ -17,6 +17,8 @@ FORMULAS = (
     ("bce", 0.0, 0.0),
     ("bce_with_logits", 0.0, 0.0),
     ("sigmoid_focal", 0.25, 2.0),
+    ("kl_div", 0.0, 0.0),
+    ("kl_div_log_target", 0.0, 0.0),
 )
 LOW = (torch.float32, torch.bfloat16)
 

@@ -141,5 +141,6 @@ def _prepared(backend: str) -> str:
             triton.register()
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
-        KERNELS[backend] = Kernels(*operators, triton.head_statistics() if backend == "triton" else None)
+        on_chip = triton.head_statistics() if backend == "triton" else None
+        KERNELS[backend] = Kernels(*operators, head_statistics=on_chip)
     return backend

@@ -29,7 +29,10 @@ def reverse_kl(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
 
 def jsd(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
     """beta t (log t - log m) + (1 - beta) s (log s - log m), with m = beta t + (1 - beta) s"""
-    log_m = torch.logaddexp(log_t + math.log(beta), log_s + math.log1p(-beta))
+    # With no probability in either, m has no derivative, and needs none.
+    absent = (log_t == -math.inf) & (log_s == -math.inf)
+    parts = log_t + math.log(beta), log_s + math.log1p(-beta)
+    log_m = torch.logaddexp(*(part.masked_fill(absent, 0.0) for part in parts))
     return beta * times_log(log_t, log_t - log_m) + (1.0 - beta) * times_log(log_s, log_s - log_m)
 
 

@@ -1,36 +1,19 @@
-"""Faults that other loss libraries had, each a test of ours. CE is cross entropy on logits."""
+"""Faults that other libraries had in losses of logits, each a test of ours."""
 
-import mmap
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sets import each_pair
+from untouched import untouched_logits
 
 import fused_losses
 from fused_losses.functional import cross_entropy, mse_loss
 from fused_losses.testing import peak_bytes
 
 
-@pytest.fixture(autouse=True)
-def on_the_device(device):
-    """Tensors are made where the kernels run."""
-    with torch.device(device):
-        yield
-
-
 def logits_and_labels(rows=8, classes=50, dtype=torch.float32):
     torch.manual_seed(0)
     return torch.randn(rows, classes).to(dtype).requires_grad_(), torch.randint(classes, (rows,))
-
-
-def untouched_logits(rows, classes, device):
-    """bf16 zeros; on a CPU, memory that is only mapped, of which a page exists once it is touched."""
-    if device != "cpu":
-        return torch.zeros(rows, classes, dtype=torch.bfloat16)
-    memory = mmap.mmap(-1, 2 * rows * classes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
-    return torch.from_numpy(np.frombuffer(memory, dtype=np.int16)).view(torch.bfloat16).view(rows, classes)
 
 
 def test_logits_are_not_overwritten_for_other_users(kernels):

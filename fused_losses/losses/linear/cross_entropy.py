@@ -213,7 +213,7 @@ def linear_cross_entropy(
     call = Call(head.shape, numbers, checked_workspace(max_workspace_mb), head.dtype, backend, return_stats)
     tensors = (*head[:3], target, weight, sample_weight)
     loss, statistics = _reduced(call, tensors, reduction, normalizer, out_dtype or output_dtype(input), recompute)
-    loss = loss.view(*head.leading, *head.shape[1:]) if reduction == "none" else loss
+    loss = loss.view((*head.leading, *head.shape[1:])) if reduction == "none" else loss
     if statistics is None:
         return loss
     return loss, TokenStatistics(*(values.view(head.leading) for values in statistics))

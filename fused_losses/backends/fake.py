@@ -20,6 +20,9 @@ OPERATORS = (
     "divergence_backward_",
 )
 
+# Of what there is on CPUs alone, for memory that a cache holds.
+CPU_OPERATORS = ("add_", "scaled")
+
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}
 
@@ -213,3 +216,11 @@ def divergence_backward_(
     teacher_grad: bool,
 ) -> None:
     return None
+
+
+def add_(total: Tensor, x: Tensor) -> None:
+    return None
+
+
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)

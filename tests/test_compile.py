@@ -156,9 +156,82 @@ def operator_calls(device):
             yield "cross_entropy_target_backward", saved
 
 
-@pytest.mark.parametrize("number", range(13))
+def row_calls(device):
+    """Arguments for every operator on a chunk of a head's logits."""
+    x, t, w = (torch.rand(6, 5, device=device) * 3 for _ in range(3))
+    y = torch.tensor([0, 1, 2, -100, 4, 7], device=device)  # a label outside is another block's
+    row, factors = torch.rand(6, device=device), torch.rand(5, device=device)
+    for target, weight in ((y.clamp(max=4), factors), (torch.softmax(t, 1), None)):
+        yield "cross_entropy_with_gradient_", (x.clone(), target, weight, row, -100, 0.1, 0.01, 5.0, 2.0)
+    for of_classes in (None, factors):
+        yield "row_statistics", (x, y, of_classes, 5.0, 2.0)
+        tables = torch.rand(5, 6, device=device) + 3, torch.rand(4, 6, device=device)
+        yield "row_gradient_", (x.clone(), y, *tables, of_classes, 5.0, 2.0)
+    for name in ("forward_kl", "reverse_kl", "jsd", "tvd"):
+        kind = name, 0.3, 2.0
+        yield "divergence_forward", (x, t, *kind)
+        statistics = torch.rand(6, 6, device=device) + 3
+        yield "divergence_backward", (row, x, t, statistics, *kind, True, name == "jsd")
+        yield "divergence_backward_", (row, x.clone(), t.clone(), statistics, *kind, name != "tvd", True)
+    if device == "cpu":
+        yield "add_", (x.clone(), w.bfloat16())
+        yield "scaled", (x, torch.tensor(2.0), torch.bfloat16)
+
+
+def linear_calls(device, backend):
+    """Arguments for every operator from hidden states to losses, which torch.ops has for compiled graphs."""
+    x, teacher = torch.randn(6, 4, device=device), torch.randn(6, 3, device=device)
+    weight, teacher_weight = torch.randn(5, 4, device=device), torch.randn(5, 3, device=device)
+    bias, row = torch.randn(5, device=device), torch.rand(6, device=device)
+    y = torch.tensor([0, 1, 2, -100, 4, 0], device=device)
+    rest = 1e-3, torch.float32, backend
+    numbers = [5], -100, 0.1, 0.01, 5.0, 2.0, *rest
+    shares = torch.softmax(torch.randn(6, 5, device=device), 1)
+    for target, needs, describe in (
+        (y, [True, True, True], True),
+        (y, [False] * 3, False),
+        (shares, [True, False, True], False),
+    ):
+        yield "linear_cross_entropy_forward", (x, weight, bias, target, None, row, *numbers, needs, describe)
+    stats = torch.rand(2, 6, device=device) + 3
+    for target, needs, of_target in ((y, [True, True, False], False), (shares, [False, True, True], True)):
+        tensors = row, x, weight, bias, target, torch.rand(5, device=device), None, stats
+        yield "linear_cross_entropy_backward", (*tensors, *numbers, needs, of_target)
+    tokens = x, weight, bias, y
+    yield "linear_log_probs_forward", (*tokens, -100, 5.0, 2.0, *rest)
+    statistics = torch.rand(5, 6, device=device) + 3
+    upstream = torch.rand(3, 6, device=device)
+    yield "linear_log_probs_backward", (upstream, *tokens, statistics, -100, 5.0, 2.0, *rest, [True, True, True])
+    heads = x, weight, bias, teacher, teacher_weight, None, y, row
+    for hard, teacher_needs in ((0.0, [False] * 3), (0.5, [True, True, False])):
+        numbers = "jsd", 0.3, 2.0, 0.7, hard, -100, *rest
+        yield "linear_divergence", (*heads, *numbers, [True, True, True], teacher_needs)
+
+
+def every_call(device, backend):
+    yield from operator_calls(device)
+    yield from row_calls(device)
+    yield from linear_calls(device, backend)
+
+
+COUNT = len(list(every_call("cpu", "cpp")))
+
+
+@pytest.mark.parametrize("number", range(COUNT))
 def test_opcheck(number, kernels, device):
-    name, arguments = list(operator_calls(device))[number]
-    assert len(list(operator_calls(device))) == 13
+    calls = list(every_call(device, kernels))
+    if number >= len(calls):
+        pytest.skip("an operator of CPUs alone")
+    name, arguments = calls[number]
     choice.resolve(device, torch.float32, kernels)
-    torch.library.opcheck(getattr(choice.KERNELS[kernels], name), arguments)
+    operator = getattr(choice.KERNELS[kernels], name, None) or getattr(torch.ops.fused_losses, name).default
+    torch.library.opcheck(operator, arguments)
+
+
+def test_every_operator_is_checked():
+    """But for those without tensors, of memory and of the processor."""
+    choice.resolve("cpu", torch.float32, "cpp")
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    declared = {name.split(".")[0] for namespace, name in names if namespace == "fused_losses"}
+    checked = {name for name, _ in every_call("cpu", "cpp")}
+    assert declared - {"empty", "empty_cache", "cpu_capability"} == checked

@@ -33,6 +33,8 @@ KERNELS = [
     "softmax_finish_kernel",
     "row_statistics_kernel",
     "row_gradient_kernel",
+    "divergence_forward_kernel",
+    "divergence_backward_kernel",
 ]
 # The most that leaves two blocks of 256 threads to a multiprocessor.
 MOST_REGISTERS = 128

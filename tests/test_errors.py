@@ -228,6 +228,8 @@ def operator_arguments():
     x, y = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
     options = (-100, 0.0, 0.0, 0.0, 1.0)
     stats = torch.zeros(9)
+    tables, rows, kind = (torch.zeros(5, 4), torch.zeros(4, 4)), torch.zeros(4), ("jsd", 0.5, 1.0)
+    pair = torch.rand(4, 3), torch.rand(4, 3)
     return {
         "pointwise_forward": ["mse", x, x, None, None, 0.0, 0.0, "mean", torch.float32],
         "pointwise_backward": ["mse", torch.tensor(1.0), x, x, None, None, 0.0, 0.0, "mean", True, True],
@@ -235,6 +237,12 @@ def operator_arguments():
         "cross_entropy_backward": [torch.tensor(1.0), x, y, None, None, stats, "mean", *options],
         "cross_entropy_backward_": [torch.tensor(1.0), x.clone(), y, None, None, stats, "mean", *options],
         "cross_entropy_target_backward": [torch.tensor(1.0), x, x.clone(), None, None, stats, "mean", *options],
+        "cross_entropy_with_gradient_": [x.clone(), y, None, None, *options],
+        "row_statistics": [x, y, None, 0.0, 1.0],
+        "row_gradient_": [x.clone(), y, *tables, None, 0.0, 1.0],
+        "divergence_forward": [*pair, *kind],
+        "divergence_backward": [rows, *pair, torch.zeros(6, 4), *kind, True, True],
+        "divergence_backward_": [rows, *pair, torch.zeros(6, 4), *kind, True, True],
     }
 
 
@@ -250,17 +258,80 @@ def wrong_values(argument):
     return []
 
 
+def refuse(operator, arguments):
+    """The operator raises, and has written to nothing."""
+    kept = [value.clone() if isinstance(value, torch.Tensor) else value for value in arguments]
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        operator(*arguments)
+        pytest.fail(f"{operator} took {arguments}")
+    for before, after in zip(kept, arguments):
+        assert not isinstance(before, torch.Tensor) or torch.equal(before, after)
+
+
 @pytest.mark.parametrize("name", operator_arguments())
 def test_operators_refuse_what_does_not_fit(name):
     """A direct call, past the checks in Python, stays inside its memory."""
     choice.resolve("cpu", torch.float32, "cpp")
-    refused = 0
+    operator, refused = getattr(choice.KERNELS["cpp"], name), 0
+    operator(*operator_arguments()[name])
     for index, argument in enumerate(operator_arguments()[name]):
         for value in wrong_values(argument):
             arguments = operator_arguments()[name]
             arguments[index] = value
-            with pytest.raises((RuntimeError, NotImplementedError)):
-                getattr(choice.KERNELS["cpp"], name)(*arguments)
-                pytest.fail(f"{name} took {value} as its argument {index}")
+            refuse(operator, arguments)
             refused += 1
-    assert refused > 10
+    assert refused >= 8
+
+
+def test_operators_on_rows_refuse_other_layouts():
+    """Columns that are not neighbours, tables with gaps, a teacher of another dtype, a temperature of 0."""
+    choice.resolve("cpu", torch.float32, "cpp")
+    columns, gaps = torch.rand(3, 4).t(), torch.zeros(5, 8)[:, ::2]
+    wrong = {
+        "row_statistics": [{0: columns}],
+        "row_gradient_": [{0: columns}, {2: gaps}, {3: gaps[:4]}, {2: torch.zeros(5, 4).double()}],
+        "divergence_forward": [{0: columns}, {1: columns}, {1: torch.rand(4, 3).double()}, {4: 0.0}, {4: float("nan")}],
+        "divergence_backward": [{1: columns}, {3: torch.zeros(6, 8)[:, ::2]}, {6: -1.0}],
+        "divergence_backward_": [{1: columns}, {2: columns}, {3: torch.zeros(6, 4).double()}],
+    }
+    for name, changes in wrong.items():
+        for change in changes:
+            arguments = [change.get(i, value) for i, value in enumerate(operator_arguments()[name])]
+            refuse(getattr(choice.KERNELS["cpp"], name), arguments)
+
+
+def test_operators_on_plain_numbers_refuse_what_does_not_fit():
+    choice.resolve("cpu", torch.float32, "cpp")
+    x, total = torch.rand(4, 3), torch.zeros(4, 3)
+    for arguments in ([total, x.t()], [total.t(), x], [total.double(), x], [total, x.int()], [total, x[:2]]):
+        refuse(torch.ops.fused_losses.add_, arguments)
+    one = torch.tensor(2.0)
+    for arguments in (
+        [x.t(), one, torch.bfloat16],
+        [x.int(), one, torch.bfloat16],
+        [x, torch.ones(2), torch.bfloat16],
+        [x, one.int(), torch.bfloat16],
+        [x, one, torch.int32],
+    ):
+        refuse(torch.ops.fused_losses.scaled, arguments)
+
+
+def test_operators_on_heads_refuse_what_does_not_fit():
+    choice.resolve("cpu", torch.float32, "cpp")
+    x, weight, labels = torch.rand(4, 5), torch.rand(3, 5), torch.tensor([0, 1, 2, 0])
+    rest = None, torch.float32, "cpp"
+    operator = torch.ops.fused_losses.linear_log_probs_forward
+    operator(x, weight, None, labels, -100, 0.0, 1.0, *rest)
+    wrong = {
+        0: [x[:, :2], x[0]],
+        1: [weight[:, :2], weight[0]],
+        2: [torch.zeros(2), torch.zeros(3, 3)],
+        3: [labels.int(), labels.double(), labels[:2], labels[:, None]],
+    }
+    for index, values in wrong.items():
+        for value in values:
+            arguments = [x, weight, None, labels, -100, 0.0, 1.0, *rest]
+            arguments[index] = value
+            with pytest.raises((RuntimeError, IndexError)):
+                operator(*arguments)
+                pytest.fail(f"took {value} as its argument {index}")

@@ -27,6 +27,7 @@ from ._tokens import (
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Whose formula is of scores, and so of the divergence.
 OF_SCORES = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+SMOOTHED = {"exo_pair", "robust", "aot", "aot_unpaired"}
 LARGEST_EXPONENT = {torch.float16: 11.0}  # others: 80
 
 
@@ -123,6 +124,11 @@ class DPOLoss(nn.Module):
         if self.f_divergence != "reverse_kl" and without:
             raise ValueError(
                 f"{', '.join(sorted(without))} are of log-ratios, which only f_divergence='reverse_kl' has"
+            )
+        if self.label_smoothing and not SMOOTHED & set(self.loss_types):
+            raise ValueError(
+                f"label_smoothing is of {', '.join(sorted(SMOOTHED))}; {', '.join(self.loss_types)} takes none, got "
+                f"{self.label_smoothing}"
             )
         if "robust" in self.loss_types and not 0.0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing of robust must be in [0, 0.5), got {self.label_smoothing}")

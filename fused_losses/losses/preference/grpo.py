@@ -84,6 +84,12 @@ class GRPOLoss(nn.Module):
         check_choice("importance_sampling_level", importance_sampling_level, ("token", "sequence"))
         if (loss_type == "dr_grpo") != (max_completion_length is not None):
             raise ValueError("max_completion_length belongs to loss_type='dr_grpo', which needs it")
+        if delta is not None and loss_type not in CLIPPED:
+            raise ValueError(f"loss_type {loss_type!r} takes no delta, got {delta}")
+        if epsilon_high is not None and loss_type not in CLIPPED | {"cispo"}:
+            raise ValueError(f"loss_type {loss_type!r} takes no epsilon_high, got {epsilon_high}")
+        if bias_correction_kl and beta == 0.0:
+            raise ValueError("bias_correction_kl needs a divergence to correct: a beta other than 0")
         self.loss_type, self.importance_sampling_level = loss_type, importance_sampling_level
         self.epsilon, self.epsilon_high = epsilon, epsilon if epsilon_high is None else epsilon_high
         self.delta, self.beta, self.bias_correction_kl = delta, beta, bias_correction_kl

@@ -166,7 +166,7 @@ class DPOLoss(nn.Module):
             return masked_sum(log_probs, mask)
         place = mask.bool().cumsum(dim=1)
         shared = torch.minimum(*mask.bool().sum(dim=1).chunk(2)).repeat(2)[:, None]
-        factor = torch.where(place > shared, self.ld_alpha, 1.0)
+        factor = torch.ones_like(log_probs).masked_fill(place > shared, self.ld_alpha)
         return masked_sum(log_probs * factor, mask.bool() & (place > 0))
 
     def _score(self, ratio: Tensor) -> Tensor:

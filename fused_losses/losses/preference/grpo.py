@@ -176,7 +176,7 @@ class GRPOLoss(nn.Module):
         if self.loss_type == "cispo":
             return -weight.clamp(max=self.epsilon_high).detach() * advantages * log_probs
         if self.loss_type == "sapo":
-            temperature = torch.where(advantages > 0, *self.sapo_temperatures)
+            temperature = _by(advantages > 0, self.sapo_temperatures, weight)
             return -torch.sigmoid(temperature * (weight - 1.0)) * 4.0 / temperature * advantages
         if self.loss_type == "vespo":
             return -self._vespo_weight(log_ratio, mask, advantages, importance_ratio) * advantages * log_probs
@@ -194,8 +194,8 @@ class GRPOLoss(nn.Module):
         if importance_ratio is not None:
             log_w = log_w + importance_ratio.log().clamp(lowest, 20.0).sum(dim=1, keepdim=True)
         log_w = log_w.clamp(lowest, 20.0)
-        k = torch.where(advantages >= 0, *self.vespo_k)
-        rate = torch.where(advantages >= 0, *self.vespo_lambda).clamp(min=1e-4)
+        k = _by(advantages >= 0, self.vespo_k, log_w)
+        rate = _by(advantages >= 0, self.vespo_lambda, log_w).clamp(min=1e-4)
         return torch.exp(rate + k * log_w - rate * log_w.exp()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     @staticmethod
@@ -224,6 +224,12 @@ class GRPOLoss(nn.Module):
         if self.max_completion_length is not None:
             return of_sequences.sum() / (len(losses) * self.max_completion_length)
         return of_sequences.sum() / (mask.sum().clamp(min=1) if normalizer is None else normalizer)
+
+
+def _by(condition: Tensor, numbers: tuple[float, float], like: Tensor) -> Tensor:
+    """The first number where the condition holds, else the second; unlike torch.where's, fp64 ones for fp64."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return like.new_full(condition.shape, numbers[1], dtype=dtype).masked_fill(condition, numbers[0])
 
 
 class LinearGRPOLoss(GRPOLoss):

@@ -1,7 +1,12 @@
 """Every loss as a function, in the style of :mod:`torch.nn.functional`."""
 
 from .losses.divergence import jsd_loss, tvd_loss
-from .losses.linear import linear_cross_entropy, linear_jsd, linear_log_probs
+from .losses.linear import (
+    linear_cross_entropy,
+    linear_jsd,
+    linear_log_probs,
+    vocab_parallel_linear_cross_entropy,
+)
 from .losses.pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -33,4 +38,5 @@ __all__ = [
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "tvd_loss",
+    "vocab_parallel_linear_cross_entropy",
 ]

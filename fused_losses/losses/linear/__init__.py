@@ -4,6 +4,7 @@ from .cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from .distillation import LinearJSDLoss, LinearKLDivLoss, linear_jsd
 from .head import LinearCrossEntropyHead
 from .log_probs import TokenLogProbs, TokenStatistics, linear_log_probs
+from .vocab_parallel import vocab_parallel_linear_cross_entropy
 
 __all__ = [
     "LinearCrossEntropyHead",
@@ -15,4 +16,5 @@ __all__ = [
     "linear_cross_entropy",
     "linear_jsd",
     "linear_log_probs",
+    "vocab_parallel_linear_cross_entropy",
 ]

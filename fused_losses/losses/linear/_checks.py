@@ -41,8 +41,8 @@ class HeadInput(NamedTuple):
         return tensor.reshape(len(self.input), *tensor.shape[count:])
 
 
-def head_input(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> HeadInput:
-    """The arguments as the kernels take them.
+def head_input(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, whole: bool = True) -> HeadInput:
+    """The arguments as the kernels take them, of a head that is whole or this rank's rows of one.
 
     Raises:
         TypeError: where an argument is no tensor.
@@ -50,7 +50,7 @@ def head_input(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None)
     """
     check_tensors(input=input, linear_weight=linear_weight, optional={"linear_bias": linear_bias})
     for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if tensor is not None:
+        if tensor is not None and whole:
             _check_whole(name, tensor)
     _check_shapes(input, linear_weight, linear_bias)
     input, shape, width = plain(input), tuple(linear_weight.shape[:-1]), linear_weight.shape[-1]
@@ -68,7 +68,7 @@ def head_input(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None)
 WAY_OUT = (
     "call the loss where the whole weight is: replace the head with fused_losses.LinearCrossEntropyHead "
     "(fuse_lm_head(model) does it) before wrapping the model, and pass it the labels; for a vocabulary that is "
-    "split over processes, use vocab_parallel_linear_cross_entropy"
+    "split over processes, use fused_losses.functional.vocab_parallel_linear_cross_entropy"
 )
 
 

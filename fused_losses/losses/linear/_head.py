@@ -69,11 +69,18 @@ def _blocks(count: int, bytes_each: int) -> Iterator[slice]:
 class HeadGradients:
     """Gradients of a head, as sums over chunks of rows: that of the weight in fp32 or wider."""
 
-    def __init__(self, head: Head, rows: int, needs: Needs, counted: Tensor | None = None):
+    def __init__(
+        self,
+        head: Head,
+        rows: int,
+        needs: Needs,
+        counted: Tensor | None = None,
+        input_dtype: torch.dtype | None = None,  # None is the head's
+    ):
         classes, width = head.weight.shape
         dtype, wide = head.weight.dtype, accumulate_dtype(head.weight.dtype)
         self.head, self.needs = head, needs
-        self.input = empty(head.weight, (rows, width) if needs.input else (0,), dtype)
+        self.input = empty(head.weight, (rows, width) if needs.input else (0,), input_dtype or dtype)
         self.weight = empty(head.weight, (classes, width) if needs.weight else (0,), wide)
         self.bias = empty(head.weight, (classes,) if needs.bias else (0,), wide)
         self.fresh = True
@@ -83,7 +90,7 @@ class HeadGradients:
     def add(self, rows: Rows, input: Tensor, logits_gradient: Tensor) -> None:
         """Adds what a chunk contributes.  # (n, D), (n, V)"""
         if self.needs.input:
-            self.input[rows] = self.head.input_gradient(logits_gradient)
+            self.input[rows] = self.head.input_gradient(logits_gradient).to(self.input.dtype)
         if self.needs.weight:
             self._add_to_weight(input, logits_gradient)
         if self.needs.bias:
@@ -154,22 +161,31 @@ def rows_that_count(target: Tensor, ignore_index: int) -> Tensor | None:
     return counted if len(counted) < WORTH_DROPPING * len(target) else None
 
 
-def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int = 1) -> int:
-    """Rows of equal chunks whose logits, in so many buffers, fit the workspace, whatever memory happens to be free."""
+def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int = 1, classes: int | None = None) -> int:
+    """Rows of equal chunks whose logits, in so many buffers, fit the workspace, whatever memory happens to be free.
+
+    ``classes`` are those of the largest head that must be cut into the same chunks; None is this head.
+    """
     weight, device = head.weight, head.weight.device.type
     budget = (WORKSPACE_MB.get(device, 512.0) if workspace_mb is None else workspace_mb) * 2**20
-    fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // (buffers * len(weight) * weight.element_size())
+    row_bytes = buffers * (classes or len(weight)) * weight.element_size()
+    fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // row_bytes
     size = max(min(fitting, MOST_ROWS.get((device, weight.dtype), 8192)), LEAST_ROWS)
     chunks = max(1, -(-rows // size))
     return -(-rows // chunks)
 
 
 def logit_chunks(
-    input: Tensor, head: Head, workspace_mb: float | None, counted: Tensor | None = None, buffers: int = 1
+    input: Tensor,
+    head: Head,
+    workspace_mb: float | None,
+    counted: Tensor | None = None,
+    buffers: int = 1,
+    classes: int | None = None,
 ) -> Iterator[tuple[Rows, Tensor, Tensor]]:
     """Rows, their input in the head's dtype, and their logits in memory that the next chunk takes over."""
     count = len(input) if counted is None else len(counted)
-    size = chunk_rows(count, head, workspace_mb, buffers)
+    size = chunk_rows(count, head, workspace_mb, buffers, classes)
     memory = empty(head.weight, (size, len(head.weight)), head.weight.dtype)
     for start in range(0, count, max(1, size)):
         neighbours = slice(start, min(start + size, count))

@@ -216,15 +216,15 @@ def _divergence_shapes(
 ) -> tuple[Tensor, ...]:
     dtype, needs, teacher_needs = rest[-4], rest[-2], rest[-1]
     losses = input.new_empty((input.shape[0],), dtype=accumulate_dtype(dtype))
-    of_student = _gradient_shapes(input, weight, dtype, needs)
-    return losses, *of_student, *_gradient_shapes(teacher_input, teacher_weight, dtype, teacher_needs)
+    of_student = gradient_shapes(input, weight, dtype, needs)
+    return losses, *of_student, *gradient_shapes(teacher_input, teacher_weight, dtype, teacher_needs)
 
 
 def _part(tensor: Tensor | None, rows: Rows) -> Tensor | None:
     return None if tensor is None else tensor[rows]
 
 
-def _gradient_shapes(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Sequence[bool]) -> Gradients:
+def gradient_shapes(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Sequence[bool]) -> Gradients:
     wide = accumulate_dtype(dtype)
     return (
         input.new_empty(input.shape if needs[0] else (0,), dtype=dtype),
@@ -237,7 +237,7 @@ def _forward_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, 
     shape, dtype, needs, describe = rest[4], rest[-4], rest[-2], rest[-1]
     losses = input.new_empty((input.shape[0], *shape[1:]), dtype=accumulate_dtype(dtype))
     stats = losses.new_empty((2, 0 if any(needs) else input.shape[0], *shape[1:]))
-    gradients = _gradient_shapes(input, weight, dtype, needs)
+    gradients = gradient_shapes(input, weight, dtype, needs)
     return losses, stats, *gradients, *_described(input, losses.dtype, describe)
 
 
@@ -246,30 +246,31 @@ def _described_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
-    return _gradient_shapes(input, weight, rest[-3], rest[-1])
+    return gradient_shapes(input, weight, rest[-3], rest[-1])
 
 
 def _backward_shapes_with_target(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     target, needs_target = rest[1], rest[-1]
-    gradients = _gradient_shapes(input, weight, rest[-4], rest[-2])
+    gradients = gradient_shapes(input, weight, rest[-4], rest[-2])
     return *gradients, torch.empty_like(target) if needs_target else target.new_empty((0,))
 
 
 _LIBRARY = torch.library.Library("fused_losses", "FRAGMENT")
 
 
-def _register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+def register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Makes a function of this family an operator, with a function of the shapes of its results."""
     name = function.__name__
     _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fused_losses::{name}", shapes, lib=_LIBRARY)
 
 
-_register(linear_cross_entropy_forward, _forward_shapes)
-_register(linear_cross_entropy_backward, _backward_shapes_with_target)
-_register(linear_log_probs_forward, _described_shapes)
-_register(linear_log_probs_backward, _backward_shapes)
-_register(linear_divergence, _divergence_shapes)
+register(linear_cross_entropy_forward, _forward_shapes)
+register(linear_cross_entropy_backward, _backward_shapes_with_target)
+register(linear_log_probs_forward, _described_shapes)
+register(linear_log_probs_backward, _backward_shapes)
+register(linear_divergence, _divergence_shapes)
 
 
 def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., Any]:

@@ -280,11 +280,11 @@ def _reduced(
     if normalizer is not None:
         loss = loss / normalizer
     elif reduction == "mean":
-        loss = _mean(loss, call, target, class_weight)
+        loss = mean_of_labels(loss, call, target, class_weight)
     return loss.to(out_dtype), statistics
 
 
-def _mean(total: Tensor, call: Call, target: Tensor, class_weight: Tensor | None) -> Tensor:
+def mean_of_labels(total: Tensor, call: Call, target: Tensor, class_weight: Tensor | None) -> Tensor:
     """The sum over what torch divides by; a mean of nothing is NaN, with a gradient of 0."""
     if target.is_floating_point():
         count = total.new_full((), target.numel() // max(1, call.shape[0]))

@@ -69,5 +69,5 @@ def _rank(sender, function, rank, world_size, store, arguments):
         sender.send((None, function(*arguments)))
         dist.barrier()
         dist.destroy_process_group()
-    except Exception:
+    except BaseException:  # also pytest's own failures
         sender.send((traceback.format_exc(), None))

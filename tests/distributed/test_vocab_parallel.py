@@ -20,24 +20,24 @@ PER_CLASS = torch.linspace(0.3, 2.0, CLASSES, dtype=torch.float64)
 PER_ROW = torch.linspace(0.0, 2.0, ROWS, dtype=torch.float64)
 SEVERAL_CHUNKS = {"max_workspace_mb": 1e-3}
 EVERY = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0, "temperature": 2.0, "weight": PER_CLASS}
-OPTIONS = {
-    "plain": {},
-    "sum": {"reduction": "sum"},
-    "none": {"reduction": "none"},
-    "chunks": SEVERAL_CHUNKS,
-    "smoothing": {"label_smoothing": 0.1},
-    "smoothing of weighted classes": {"label_smoothing": 0.3, "weight": PER_CLASS, "reduction": "none"},
-    "z_loss": {"z_loss": 1e-2},
-    "softcap": {"softcap": 3.0},
-    "temperature": {"temperature": 0.5},
-    "class weights": {"weight": PER_CLASS},
-    "sample weights": {"sample_weight": PER_ROW},
-    "normalizer": {"normalizer": 7.0},
-    "another ignore_index": {"ignore_index": 3},
-    "everything": {**EVERY, **SEVERAL_CHUNKS, "sample_weight": PER_ROW},
-    "everything by rows": {**EVERY, **SEVERAL_CHUNKS, "sample_weight": PER_ROW, "reduction": "none"},
-    "everything, normalized": {**EVERY, "sample_weight": PER_ROW, "normalizer": 11.0},
-}
+OPTIONS = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    SEVERAL_CHUNKS,
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.3, "weight": PER_CLASS, "reduction": "none"},
+    {"z_loss": 1e-2},
+    {"softcap": 3.0},
+    {"temperature": 0.5},
+    {"weight": PER_CLASS},
+    {"sample_weight": PER_ROW},
+    {"normalizer": 7.0},
+    {"ignore_index": 3},
+    {**EVERY, **SEVERAL_CHUNKS, "sample_weight": PER_ROW},
+    {**EVERY, **SEVERAL_CHUNKS, "sample_weight": PER_ROW, "reduction": "none"},
+    {**EVERY, "sample_weight": PER_ROW, "normalizer": 11.0},
+]
 DTYPES = torch.float64, torch.float32, torch.bfloat16
 
 
@@ -108,15 +108,18 @@ def check(results, whole, options, dtype, needs=(True, True, True), sizes=None, 
     """
     theirs = of_rank(local_results(whole, options, dtype, needs, budget), sizes)
     truth = of_rank(local_results(whole, options, torch.float64, needs), sizes)
+    same = [tensor is None or same_on_all_ranks(tensor) for tensor in results[:2]]
+    wrong = [] if all(same) else [f"ranks differ in loss or gradient of input: {same}"]
     names = "loss", "gradient of input", "gradient of weight", "gradient of bias"
     for name, result, other, expected in zip(names, results, theirs, truth):
         if expected is None or expected.numel() == 0:
-            assert (result is None) == (expected is None), name
+            wrong += [] if (result is None) == (expected is None) else [f"{name}: {result} instead of {expected}"]
             continue
         comparison = compare(result, other, expected)
-        assert comparison.ok, f"{name}: {comparison}"
-    for tensor in (results[0], results[1]):
-        assert tensor is None or same_on_all_ranks(tensor)
+        wrong += [] if comparison.ok else [f"{name}: {comparison}"]
+    of_ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, wrong)
+    assert not any(of_ranks), f"{options}, {dtype}: {of_ranks}"  # on all ranks, so that none waits for another
 
 
 def same_on_all_ranks(tensor):
@@ -126,13 +129,10 @@ def same_on_all_ranks(tensor):
 
 
 def every_option():
-    for name, options in OPTIONS.items():
+    for options in OPTIONS:
         for dtype in DTYPES:
-            try:
-                whole = tensors(ignored="ignore_index" not in options)
-                check(split_results(whole, options, dtype), whole, options, dtype)
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {dtype}: {error}") from None
+            whole = tensors(ignored="ignore_index" not in options)
+            check(split_results(whole, options, dtype), whole, options, dtype)
 
 
 def many_rows_and_classes_keep_their_digits():
@@ -143,6 +143,16 @@ def many_rows_and_classes_keep_their_digits():
             whole = tensors(700, 3000)
             results = split_results(whole, options, dtype, sizes)
             check(results, whole, options, dtype, sizes=sizes, budget=None)
+
+
+def the_input_gradient_loses_nothing_to_the_sum_over_ranks():
+    """Summed in bf16, its error would be 1.2 times that of one process on 2 ranks, and 1.4 times on 4."""
+    whole = [t.bfloat16().double() if t.is_floating_point() else t for t in tensors(700, 3000)]
+    truth = local_results(whole, {}, torch.float64)[1]
+    ours = split_results(whole, {}, torch.bfloat16, even(3000))[1]
+    theirs = local_results(whole, {}, torch.bfloat16, backend=None)[1]
+    error, of_one_process = ((gradient - truth).square().mean().sqrt() for gradient in (ours, theirs))
+    assert error < 1.1 * of_one_process
 
 
 def even(classes):
@@ -197,11 +207,12 @@ def all_ignored():
 def ignored_rows_of_nan():
     for options in ({}, {**EVERY, **SEVERAL_CHUNKS}, {"reduction": "none"}):
         input, weight, labels, bias = tensors()
+        if "weight" in options:
+            labels[6:] = labels[6:].clamp(min=0)  # so few that they stay among the others
         input[labels == -100] = float("nan")
         loss, of_input, *_ = split_results((input, weight, labels, bias), options, torch.float32)
         assert loss.isfinite().all() and (of_input[labels == -100] == 0).all()
-        if "softcap" in options:  # elsewhere 0 * NaN is NaN in the product, as in torch
-            assert of_input.isfinite().all()
+        assert of_input.isfinite().all()
 
 
 def labels_of_one_rank_only():
@@ -381,17 +392,18 @@ def a_group_of_some_ranks():
     group, place = groups[dist.get_rank() // 2], dist.get_rank() % 2
     input, weight, labels, _ = tensors()
     input = input + dist.get_rank() // 2  # groups are replicas with data of their own
-    shard = leaf((weight[:20], weight[20:])[place], torch.float64)
-    loss = vocab_parallel_linear_cross_entropy(input, shard, labels, group=group)
+    head = leaf(input, torch.float64), leaf((weight[:20], weight[20:])[place], torch.float64)
+    loss = vocab_parallel_linear_cross_entropy(*head, labels, group=group)
     loss.backward()
-    whole = leaf(weight, torch.float64)
-    expected = linear_cross_entropy(input, whole, labels)
+    whole = leaf(input, torch.float64), leaf(weight, torch.float64)
+    expected = linear_cross_entropy(*whole, labels)
     expected.backward()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(shard.grad, (whole.grad[:20], whole.grad[20:])[place])
+    torch.testing.assert_close(head[0].grad, whole[0].grad)
+    torch.testing.assert_close(head[1].grad, (whole[1].grad[:20], whole[1].grad[20:])[place])
     if world > 2:
         with pytest.raises(ValueError, match="not in group"):
-            vocab_parallel_linear_cross_entropy(input, shard, labels, group=groups[1 - dist.get_rank() // 2])
+            vocab_parallel_linear_cross_entropy(*head, labels, group=groups[1 - dist.get_rank() // 2])
 
 
 def a_mesh():
@@ -513,6 +525,7 @@ def errors():
 CASES = [
     every_option,
     many_rows_and_classes_keep_their_digits,
+    the_input_gradient_loses_nothing_to_the_sum_over_ranks,
     the_reference_backend,
     learnt_sample_weights,
     leading_dimensions_and_one_row,
@@ -549,7 +562,7 @@ def every_case(names=None):
         fused_losses.empty_cache()
         try:
             case()
-        except Exception:
+        except BaseException:  # also pytest's own failures
             failures[case.__name__] = traceback.format_exc()
         everywhere = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, case.__name__)

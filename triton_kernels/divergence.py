@@ -1,12 +1,10 @@
 """Divergences of rows of logits: a program to a pair of rows, in blocks of its classes."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-from .numerics import log1p
+from .numerics import expm1, log1p
 
 
 @triton.jit
@@ -15,15 +13,19 @@ def times_log(p, log_ratio):
 
 
 @triton.jit
-def log_of_mixture(log_s, log_t, log_beta, log_rest):
-    """log(beta t + (1 - beta) s): where both underflow, it does not."""
-    a = log_t + log_beta
-    b = log_s + log_rest
-    return tl.maximum(a, b) + log1p(tl.exp(-tl.abs(a - b)))
+def log_ratios(log_s, log_t, beta):
+    """log(s / m) and log(t / m) for m = beta t + (1 - beta) s, exact where both underflow and where both are near 1."""
+    difference = log_s - log_t
+    smaller = -tl.abs(difference)
+    # log(m / larger) = log(1 + other (exp(smaller) - 1))
+    log_m = log1p(tl.where(difference > 0, beta, 1.0 - beta) * expm1(smaller))
+    of_student = tl.where(difference > 0, 0.0, smaller) - log_m
+    of_teacher = tl.where(difference > 0, smaller, 0.0) - log_m
+    return of_student, of_teacher
 
 
 @triton.jit
-def terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE: tl.constexpr):
+def terms(log_s, log_t, beta, DIVERGENCE: tl.constexpr):
     """A class's value, and p times the value's derivative with respect to p, for the student's p and the teacher's."""
     s, t = tl.exp(log_s), tl.exp(log_t)
     if DIVERGENCE == "forward_kl":
@@ -33,14 +35,16 @@ def terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE: tl.constexpr):
         value = times_log(s, log_s - log_t)
         return value, value, -s
     elif DIVERGENCE == "jsd":
-        log_m = log_of_mixture(log_s, log_t, log_beta, log_rest)
-        of_student = (1.0 - beta) * times_log(s, log_s - log_m)
-        of_teacher = beta * times_log(t, log_t - log_m)
+        ratio_s, ratio_t = log_ratios(log_s, log_t, beta)
+        of_student = (1.0 - beta) * times_log(s, ratio_s)
+        of_teacher = beta * times_log(t, ratio_t)
         return of_student + of_teacher, of_student, of_teacher
     else:
         tl.static_assert(DIVERGENCE == "tvd", "there is no such divergence")
         sign = tl.where(s > t, 0.5, tl.where(s < t, -0.5, 0.0))
-        return 0.5 * tl.abs(s - t), s * sign, -t * sign
+        # larger - smaller = larger (1 - exp(their logarithms' difference)), where both are near 1, too
+        value = 0.5 * times_log(tl.maximum(s, t), -expm1(-tl.abs(log_s - log_t)))
+        return value, s * sign, -t * sign
 
 
 @triton.jit
@@ -76,8 +80,6 @@ def forward_kernel(
     stride_student,
     stride_teacher,
     beta: tl.float64,
-    log_beta: tl.float64,
-    log_rest: tl.float64,
     temperature: tl.float64,
     DIVERGENCE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -85,7 +87,6 @@ def forward_kernel(
 ):
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     beta, temperature = tl.cast(beta, accumulate), tl.cast(temperature, accumulate)
-    log_beta, log_rest = tl.cast(log_beta, accumulate), tl.cast(log_rest, accumulate)
     row = tl.program_id(0).to(tl.int64)
     of_s, of_t = student + row * stride_student, teacher + row * stride_teacher
     maximum_s, log_sum_s = log_sum_kernel_body(of_s, classes, temperature, accumulate, BLOCK)
@@ -102,7 +103,7 @@ def forward_kernel(
         z_t = tl.load(of_t + columns, mask=mask, other=0.0).to(accumulate) / temperature
         log_s = (z_s - maximum_s) - log_sum_s
         log_t = (z_t - maximum_t) - log_sum_t
-        value, of_student, of_teacher = terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE)
+        value, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
         loss += tl.sum(tl.where(mask, value, 0.0), axis=0)
         total_s += tl.sum(tl.where(mask, of_student, 0.0).to(precise), axis=0)
         total_t += tl.sum(tl.where(mask, of_teacher, 0.0).to(precise), axis=0)
@@ -135,8 +136,6 @@ def backward_kernel(
     stride_grad_student,
     stride_grad_teacher,
     beta: tl.float64,
-    log_beta: tl.float64,
-    log_rest: tl.float64,
     temperature: tl.float64,
     DIVERGENCE: tl.constexpr,
     STUDENT_GRAD: tl.constexpr,
@@ -147,7 +146,6 @@ def backward_kernel(
     """Gradients of a pair of rows; they may be written over the logits they are of."""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     beta, temperature = tl.cast(beta, accumulate), tl.cast(temperature, accumulate)
-    log_beta, log_rest = tl.cast(log_beta, accumulate), tl.cast(log_rest, accumulate)
     row = tl.program_id(0).to(tl.int64)
     upstream = tl.load(grad_losses + row).to(accumulate)
     maximum_s, log_sum_s = tl.load(statistics + row), tl.load(statistics + rows + row)
@@ -160,7 +158,7 @@ def backward_kernel(
         z_t = tl.load(teacher + row * stride_teacher + columns, mask=mask, other=0.0).to(accumulate) / temperature
         log_s = (z_s - maximum_s) - log_sum_s
         log_t = (z_t - maximum_t) - log_sum_t
-        _, of_student, of_teacher = terms(log_s, log_t, beta, log_beta, log_rest, DIVERGENCE)
+        _, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
         # A row that nobody asks for has a gradient of exactly 0, whatever its logits.
         k = upstream / temperature
         if STUDENT_GRAD:
@@ -176,7 +174,7 @@ def backward_kernel(
 def arguments_of(divergence, beta, temperature, student):
     """The numbers and constants that both kernels share."""
     block = min(4096, triton.next_power_of_2(max(1, student.shape[1])))
-    numbers = beta, math.log(beta), math.log1p(-beta), temperature
+    numbers = beta, temperature
     constants = {
         "DIVERGENCE": divergence,
         "WIDE": student.dtype == torch.float64,

@@ -11,7 +11,7 @@ namespace fused_losses {
 template <class A>
 struct PairRow {
   A maximum_s, log_sum_s, maximum_t, log_sum_t;
-  A beta, log_beta, log_rest;
+  A beta;
 };
 
 struct PairSums {
@@ -126,13 +126,7 @@ class PairRows {
 
  private:
   PairRow<A> row_of(A maximum_s, A log_sum_s, A maximum_t, A log_sum_t) const {
-    return {maximum_s,
-            log_sum_s,
-            maximum_t,
-            log_sum_t,
-            static_cast<A>(beta_),
-            static_cast<A>(std::log(beta_)),
-            static_cast<A>(std::log1p(-beta_))};
+    return {maximum_s, log_sum_s, maximum_t, log_sum_t, static_cast<A>(beta_)};
   }
 
   std::pair<A, A> sums_of(const LogitRows<A>& logits, int64_t row, Block& scratch) const {

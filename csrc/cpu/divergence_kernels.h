@@ -8,11 +8,6 @@ namespace {
 constexpr int64_t kLanes = 64;
 
 template <class A>
-FL_INLINE Mixture<A> mixture_of(const PairRow<A>& row) {
-  return {row.beta, row.log_beta, row.log_rest};
-}
-
-template <class A>
 FL_INLINE Shares<A> shares_of(const PairRow<A>& row, A s, A t) {
   return Shares<A>::of(s, t, row.maximum_s, row.log_sum_s, row.maximum_t, row.log_sum_t);
 }
@@ -35,7 +30,6 @@ template <class F, class A>
 PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
   constexpr int64_t part = 512;
   A values[part], of_student[part], of_teacher[part];
-  const Mixture<A> mixture = mixture_of(row);
   PairSums sums{0, 0, 0};
   for (int64_t start = 0; start < n; start += part) {
     const int64_t count = n - start < part ? n - start : part;
@@ -43,9 +37,9 @@ PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
     FL_ELEMENTWISE
     for (int64_t i = 0; i < count; ++i) {
       const Shares<A> c = shares_of(row, s_part[i], t_part[i]);
-      values[i] = F::value(c, mixture);
-      of_student[i] = F::of_student(c, mixture);
-      of_teacher[i] = F::of_teacher(c, mixture);
+      values[i] = F::value(c, row.beta);
+      of_student[i] = F::of_student(c, row.beta);
+      of_teacher[i] = F::of_teacher(c, row.beta);
     }
     sums.value += sum_of(values, count);
     sums.of_student += sum_of(of_student, count), sums.of_teacher += sum_of(of_teacher, count);
@@ -56,14 +50,13 @@ PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
 // k (p f'(p) - p total), with p the student's or the teacher's.
 template <class F, bool kOfStudent, class A>
 void pair_gradient(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out) {
-  const Mixture<A> mixture = mixture_of(row);
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
     const Shares<A> c = shares_of(row, s[i], t[i]);
     if constexpr (kOfStudent) {
-      out[i] = k * (F::of_student(c, mixture) - c.s * total);
+      out[i] = k * (F::of_student(c, row.beta) - c.s * total);
     } else {
-      out[i] = k * (F::of_teacher(c, mixture) - c.t * total);
+      out[i] = k * (F::of_teacher(c, row.beta) - c.t * total);
     }
   }
 }

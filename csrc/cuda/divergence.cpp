@@ -20,8 +20,6 @@ DivergenceProblem<T> problem_of(const DivergenceCall& call) {
   problem.teacher = static_cast<const T*>(call.teacher.const_data_ptr());
   problem.student_stride = call.student.strides()[0], problem.teacher_stride = call.teacher.strides()[0];
   problem.beta = static_cast<A>(call.beta);
-  problem.log_beta = static_cast<A>(std::log(call.beta)),
-  problem.log_rest = static_cast<A>(std::log1p(-call.beta));
   problem.temperature = static_cast<A>(call.temperature);
   return problem;
 }

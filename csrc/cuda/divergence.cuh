@@ -77,7 +77,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     divergence_forward_kernel(const __grid_constant__ DivergenceProblem<T> p, Accumulate<T>* losses,
                               Accumulate<T>* statistics) {
   using A = Accumulate<T>;
-  const Mixture<A> mixture{p.beta, p.log_beta, p.log_rest};
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const PairReader<T> reader(p, row);
     auto of_s = LogitSums<A>::none(), of_t = LogitSums<A>::none();
@@ -99,9 +98,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const auto shares = Shares<A>::of(s[k], t[k], of_s.maximum, log_sum_s, of_t.maximum, log_sum_t);
-        value += F::value(shares, mixture);
-        of_student.add(F::of_student(shares, mixture));
-        of_teacher.add(F::of_teacher(shares, mixture));
+        value += F::value(shares, p.beta);
+        of_student.add(F::of_student(shares, p.beta));
+        of_teacher.add(F::of_teacher(shares, p.beta));
       }
     });
     const PairSums sums = block_reduce(PairSums{value, of_student.total(), of_teacher.total()});
@@ -129,7 +128,6 @@ __global__ void __launch_bounds__(kThreads, 2)
                                const __grid_constant__ DivergenceGradient<T> g,
                                const Accumulate<T>* statistics) {
   using A = Accumulate<T>;
-  const Mixture<A> mixture{p.beta, p.log_beta, p.log_rest};
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const PairReader<T> reader(p, row);
     const auto known = [&](int64_t name) { return statistics[name * p.rows + row]; };
@@ -147,8 +145,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const auto shares = Shares<A>::of(s[j], t[j], maximum_s, log_sum_s, maximum_t, log_sum_t);
-        s[j] = upstream == A(0) ? A(0) : k * (F::of_student(shares, mixture) - shares.s * total_s);
-        t[j] = upstream == A(0) ? A(0) : k * (F::of_teacher(shares, mixture) - shares.t * total_t);
+        s[j] = upstream == A(0) ? A(0) : k * (F::of_student(shares, p.beta) - shares.s * total_s);
+        t[j] = upstream == A(0) ? A(0) : k * (F::of_teacher(shares, p.beta) - shares.t * total_t);
       }
       if (g.student != nullptr) store_pack(s, g.student + to_s + c, packs_s);
       if (g.teacher != nullptr) store_pack(t, g.teacher + to_t + c, packs_t);

@@ -11,7 +11,7 @@ struct DivergenceProblem {
   const T* student = nullptr;  // rows of adjacent classes
   const T* teacher = nullptr;
   int64_t student_stride = 0, teacher_stride = 0;
-  Accumulate<T> beta = 0, log_beta = 0, log_rest = 0, temperature = 1;
+  Accumulate<T> beta = 0, temperature = 1;
 };
 
 // A gradient that nobody asks for is null; another may be the logits it is of.

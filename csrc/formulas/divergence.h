@@ -13,14 +13,9 @@ struct Shares {
   }
 };
 
-// beta is the teacher's weight in a mixture.
-template <class A>
-struct Mixture {
-  A beta, log_beta, log_rest;
-};
-
 // Each has a class's value, and p times the value's derivative with respect to p, for the student's p and the
-// teacher's. Constants that a sum over classes cancels are left out. p log p is 0 at p = 0.
+// teacher's. Constants that a sum over classes cancels are left out. p log p is 0 at p = 0. beta is the teacher's
+// weight in a mixture.
 template <class A>
 FL_INLINE A times_log(A p, A log_ratio) {
   return p == A(0) ? A(0) : p * log_ratio;
@@ -44,16 +39,16 @@ struct ForwardKL : TotalsAreSums {
     return sum == sum ? A(-1) : sum;
   }
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A value(const Shares<A>& c, A) {
     return times_log(c.t, c.log_t - c.log_s);
   }
   template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A of_student(const Shares<A>& c, A) {
     return -c.t;
   }
   template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, Mixture<A> m) {
-    return value(c, m);
+  FL_INLINE static A of_teacher(const Shares<A>& c, A beta) {
+    return value(c, beta);
   }
 };
 
@@ -63,53 +58,64 @@ struct ReverseKL : TotalsAreSums {
     return sum == sum ? A(-1) : sum;
   }
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A value(const Shares<A>& c, A) {
     return times_log(c.s, c.log_s - c.log_t);
   }
   template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, Mixture<A> m) {
-    return value(c, m);
+  FL_INLINE static A of_student(const Shares<A>& c, A beta) {
+    return value(c, beta);
   }
   template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A of_teacher(const Shares<A>& c, A) {
     return -c.s;
   }
 };
 
-// Of both to their mixture beta t + (1 - beta) s.
+// Of both to their mixture m = beta t + (1 - beta) s.
 struct JensenShannon : TotalsAreSums {
-  // In logarithms: where both probabilities underflow, theirs do not.
+  // log(s / m) and log(t / m), from the difference of the logarithms alone: exact where both underflow, and where
+  // both are near 1.
   template <class A>
-  FL_INLINE static A log_mixture(const Shares<A>& c, Mixture<A> m) {
-    const A a = c.log_t + m.log_beta, b = c.log_s + m.log_rest;
-    const A larger = a > b ? a : b;
-    return larger + log1p_unit(exp_nonpositive(-abs_(a - b)));
+  struct Ratios {
+    A of_student, of_teacher;
+  };
+  template <class A>
+  FL_INLINE static Ratios<A> ratios(const Shares<A>& c, A beta) {
+    const A difference = c.log_s - c.log_t, smaller = -abs_(difference);
+    const bool student_is_larger = difference > A(0);
+    const A other = student_is_larger ? beta : A(1) - beta;
+    // log(m / larger) = log(1 + other (exp(smaller) - 1))
+    const A log_m = log1p_(other * expm1_(smaller));
+    const A of_larger = -log_m, of_smaller = smaller - log_m;
+    return {student_is_larger ? of_larger : of_smaller, student_is_larger ? of_smaller : of_larger};
   }
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, Mixture<A> m) {
-    return of_teacher(c, m) + of_student(c, m);
+  FL_INLINE static A value(const Shares<A>& c, A beta) {
+    return of_teacher(c, beta) + of_student(c, beta);
   }
   template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, Mixture<A> m) {
-    return (A(1) - m.beta) * times_log(c.s, c.log_s - log_mixture(c, m));
+  FL_INLINE static A of_student(const Shares<A>& c, A beta) {
+    return (A(1) - beta) * times_log(c.s, ratios(c, beta).of_student);
   }
   template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, Mixture<A> m) {
-    return m.beta * times_log(c.t, c.log_t - log_mixture(c, m));
+  FL_INLINE static A of_teacher(const Shares<A>& c, A beta) {
+    return beta * times_log(c.t, ratios(c, beta).of_teacher);
   }
 };
 
 struct TotalVariation : TotalsAreSums {
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, Mixture<A>) {
-    return A(0.5) * abs_(c.s - c.t);
+  FL_INLINE static A value(const Shares<A>& c, A) {
+    // larger - smaller = larger (1 - exp(their logarithms' difference)), where both are near 1, too
+    const A larger = c.s > c.t ? c.s : c.t;
+    return A(0.5) * times_log(larger, -expm1_(-abs_(c.log_s - c.log_t)));
   }
   template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A of_student(const Shares<A>& c, A) {
     return A(0.5) * c.s * (c.s > c.t ? A(1) : c.s < c.t ? A(-1) : A(0));
   }
   template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, Mixture<A>) {
+  FL_INLINE static A of_teacher(const Shares<A>& c, A) {
     return A(0.5) * c.t * (c.t > c.s ? A(1) : c.t < c.s ? A(-1) : A(0));
   }
 };

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.nn.parameter import Parameter
@@ -127,6 +128,11 @@ def reference_gradients(
         wanted = [tensor for tensor, need in zip(inputs, needed) if need and tensor is not None]
         gradients = iter(torch.autograd.grad(values, wanted, grad_outputs, create_graph=True))
     return [next(gradients) if need and tensor is not None else None for tensor, need in zip(inputs, needed)]
+
+
+def without_values() -> bool:
+    """Whether tensors have shapes only: in a graph that is compiled, and under a fake mode."""
+    return torch.compiler.is_compiling() or _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None
 
 
 def wants_graph() -> bool:

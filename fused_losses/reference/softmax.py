@@ -59,7 +59,11 @@ def cross_entropy(
 def label_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """The class weight of every label (1 without weights), 0 where it is ignored"""
     valid = target != ignore_index
-    return valid if weight is None else weight[target.where(valid, 0)] * valid
+    if weight is None:
+        return valid
+    # A label out of range has no weight to look up; its loss says what is wrong with it.
+    valid = valid & (target >= 0) & (target < len(weight))
+    return weight[target.where(valid, 0)] * valid
 
 
 def token_statistics(logits: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor, Tensor]:

@@ -470,6 +470,17 @@ def compiled():
         torch.testing.assert_close(tensor.grad, 2.0 * gradient)
 
 
+def operators():
+    input, weight, labels, bias = (t.float() if t.is_floating_point() else t for t in tensors())
+    rows = own(the_sizes())
+    options = (list(the_sizes()), dist.group.WORLD.group_name, -100, 0.1, 0.0, 0.0, 1.0, None, torch.float32, "cpp")
+    head = input, weight[rows], bias[rows], labels, None, None
+    calls, needs = torch.ops.fused_losses, [True, True, True]
+    torch.library.opcheck(calls.vocab_parallel_forward, (*head, *options, needs))
+    losses, stats, *_ = calls.vocab_parallel_forward(*head, *options, [False, False, False])
+    torch.library.opcheck(calls.vocab_parallel_backward, (losses, *head, stats, *options, needs))
+
+
 def errors():
     """Each is raised on every rank, so that none is left waiting for another."""
     input, weight, labels, bias = tensors()
@@ -549,6 +560,7 @@ CASES = [
     a_module_with_a_sharded_parameter_trains,
     autocast,
     compiled,
+    operators,
     errors,
 ]
 

@@ -183,8 +183,8 @@ FAULTS = {
     "a moment that does not follow its maximum": (
         "linear",
         LINEAR,
-        "(moment + step * total) * exp_nonpositive(-step)",
-        "moment * exp_nonpositive(-step)",
+        "(moment + step * total) * shrunk",
+        "moment * shrunk",
         WRONG,
     ),
     "a later place of the maximum": ("linear", LINEAR, "other.first < first", "other.first > first", WRONG),

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_losses import LinearCrossEntropyLoss
 from fused_losses.functional import linear_cross_entropy, linear_log_probs
@@ -366,3 +367,16 @@ def test_tokens_compile_as_one_graph(dynamic, kernels):
         results = [torch.autograd.grad(f(input, target), [input, weight]) for f in (compiled, loss)]
         for a, b in zip(*results):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_fake_tensors_give_shapes(reduction):
+    with FakeTensorMode():
+        input, weight = torch.empty(6, 8, requires_grad=True), torch.empty(30, 8, requires_grad=True)
+        labels = torch.zeros(6, dtype=torch.long)
+        loss = linear_cross_entropy(input, weight, labels, reduction=reduction)
+        of_input, of_weight = torch.autograd.grad(loss, (input, weight), torch.ones_like(loss))
+        values = linear_log_probs(input, weight, labels)
+    assert loss.shape == (() if reduction == "mean" else (6,))
+    assert (of_input.shape, of_weight.shape) == (input.shape, weight.shape)
+    assert [value.shape for value in values] == [(6,)] * 3

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._common import without_values
 from ._operators import is_batched
 
 Gradients = Sequence[Tensor]
@@ -16,7 +17,7 @@ Gradients = Sequence[Tensor]
 def keep(ctx: Any, tensors: Sequence[Tensor | None], gradients: Gradients) -> None:
     """Saves a call's tensors, and the gradients of its summed loss for one backward."""
     ctx.counts = len(tensors), len(gradients)
-    if torch.compiler.is_compiling():
+    if without_values():
         ctx.save_for_backward(*tensors, *gradients)
     else:
         ctx.save_for_backward(*tensors)
@@ -36,7 +37,7 @@ def scaled(
     The first backward takes the memory itself, so that there is never a second copy of it; another one makes the
     gradients again. In a compiled graph, which backward runs is not known, and a copy is made.
     """
-    if torch.compiler.is_compiling():
+    if without_values():
         return as_inputs([g * factor for g in ctx.saved_tensors[ctx.counts[0] :]], like, ctx.needs_input_grad)
     if is_batched(factor):
         return as_inputs([g * factor for g in getattr(ctx, "kept", None) or again()], like, ctx.needs_input_grad)

@@ -14,6 +14,7 @@ from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyr
 
 from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
+from .._common import without_values
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -275,7 +276,7 @@ register(linear_divergence, _divergence_shapes)
 
 def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., Any]:
     """The function itself, or its operator in a compiled graph and for batches of upstream gradients."""
-    if torch.compiler.is_compiling() or any(map(is_batched, upstream)):
+    if without_values() or any(map(is_batched, upstream)):
         return getattr(torch.ops.fused_losses, function.__name__).default
     return function
 

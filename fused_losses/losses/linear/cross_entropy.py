@@ -23,6 +23,7 @@ from .._common import (
     reduction_name,
     reference_gradients,
     wants_graph,
+    without_values,
 )
 from ..softmax import Options, check_labels, check_weights, checked_options, checked_target
 from ._checks import HeadInput, cast, checked_workspace, head_input
@@ -249,7 +250,7 @@ def _target_rows(head: HeadInput, target: Tensor, ignore_index: int | None, numb
     if target.is_floating_point() and target.shape == logits.shape:
         target = target.to(head.dtype)
     _, target = checked_target(logits, target, numbers)
-    if not target.is_floating_point() and target.is_cpu and not torch.compiler.is_compiling():
+    if not target.is_floating_point() and target.is_cpu and not without_values():
         check_labels(logits, target, numbers.ignore_index)
     return target
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
-from .._common import check_tensors, choose_backend, plain, reference_gradients, wants_graph
+from .._common import check_tensors, choose_backend, plain, reference_gradients, wants_graph, without_values
 from ..softmax import Options, check_labels, checked_options, checked_target
 from ._checks import cast, checked_workspace, head_input
 from ._gradients import as_inputs
@@ -105,7 +105,7 @@ def label_rows(target: Tensor, logits: Tensor, numbers: Options) -> Tensor:
     if target.is_floating_point():
         raise RuntimeError(f"target must be class indices, int64, got {target.dtype}")
     _, labels = checked_target(logits, target, numbers)
-    if labels.is_cpu and not torch.compiler.is_compiling():
+    if labels.is_cpu and not without_values():
         check_labels(logits, labels, numbers.ignore_index)
     return labels
 

@@ -14,8 +14,8 @@ struct Shares {
 };
 
 // Each has a class's value, and p times the value's derivative with respect to p, for the student's p and the
-// teacher's. Constants that a sum over classes cancels are left out. p log p is 0 at p = 0. beta is the teacher's
-// weight in a mixture.
+// teacher's. Constants that a sum over classes cancels are left out. p log p is 0 at p = 0. beta is the
+// teacher's weight in a mixture.
 template <class A>
 FL_INLINE A times_log(A p, A log_ratio) {
   return p == A(0) ? A(0) : p * log_ratio;
@@ -73,8 +73,8 @@ struct ReverseKL : TotalsAreSums {
 
 // Of both to their mixture m = beta t + (1 - beta) s.
 struct JensenShannon : TotalsAreSums {
-  // log(s / m) and log(t / m), from the difference of the logarithms alone: exact where both underflow, and where
-  // both are near 1.
+  // log(s / m) and log(t / m), from the difference of the logarithms alone: exact where both underflow, and
+  // where both are near 1.
   template <class A>
   struct Ratios {
     A of_student, of_teacher;

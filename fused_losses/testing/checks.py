@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -159,11 +160,18 @@ def layouts(case: Case) -> Comparisons:
     moved = [case.rearranged(layout, only) for layout in LAYOUTS for only in (None, 0)]
     usual = [_rounding(result, case.dtype) for result in run(case.loss, case.tensors, case.extras, case.floating)]
     return [
-        # Equal rows may cancel: what is left is the rounding of gradients of the usual size.
-        Comparison(found.error, found.budget + rounding, found.message)
+        # Equal rows may cancel: what is left is the rounding of gradients of the usual size. Theirs is the same
+        # rounding n times, where that of n different rows adds up to its square root.
+        Comparison(found.error, found.budget + rounding * math.sqrt(_copies(other)), found.message)
         for other in moved
         for found, rounding in zip(_gradients(other, other.floating), usual)
     ]
+
+
+def _copies(case: Case) -> int:
+    """How often expanded inputs repeat their elements."""
+    strides = ([n for n, stride in zip(t.shape, t.stride()) if stride == 0 and n > 0] for t in case.tensors)
+    return max(math.prod(sizes) for sizes in strides)
 
 
 def _rounding(result: Tensor, dtype: torch.dtype) -> float:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from setuptools import __version__ as setuptools_version
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
@@ -169,7 +170,17 @@ def write_record(folder: Path) -> None:
     (folder / "_build_log.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def check_setuptools() -> None:
+    """Older ones do not know the metadata of pyproject.toml, and say so at length."""
+    if int(setuptools_version.split(".")[0]) < 77:
+        raise SystemExit(
+            f"fused_losses needs setuptools 77 or newer to build, got {setuptools_version}; "
+            "run `pip install 'setuptools>=77'` first, or leave out --no-build-isolation for pure Python"
+        )
+
+
 def main() -> None:
+    check_setuptools()
     tools = import_torch()
     arguments: dict[str, Any] = {}
     if tools is not None:

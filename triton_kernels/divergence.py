@@ -17,8 +17,10 @@ def log_ratios(log_s, log_t, beta):
     """log(s / m) and log(t / m) for m = beta t + (1 - beta) s, exact where both underflow and where both are near 1."""
     difference = log_s - log_t
     smaller = -tl.abs(difference)
-    # log(m / larger) = log(1 + other (exp(smaller) - 1))
-    log_m = log1p(tl.where(difference > 0, beta, 1.0 - beta) * expm1(smaller))
+    own, other = tl.where(difference > 0, 1.0 - beta, beta), tl.where(difference > 0, beta, 1.0 - beta)
+    # log(m / larger) = log(own + other exp(smaller)); near 1 as a log1p, for 1 must not hide the rest
+    far = tl.log(own + other * tl.exp(smaller))
+    log_m = tl.where(smaller > -0.5, log1p(other * expm1(smaller)), far)
     of_student = tl.where(difference > 0, 0.0, smaller) - log_m
     of_teacher = tl.where(difference > 0, smaller, 0.0) - log_m
     return of_student, of_teacher

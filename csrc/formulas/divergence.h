@@ -83,9 +83,13 @@ struct JensenShannon : TotalsAreSums {
   FL_INLINE static Ratios<A> ratios(const Shares<A>& c, A beta) {
     const A difference = c.log_s - c.log_t, smaller = -abs_(difference);
     const bool student_is_larger = difference > A(0);
-    const A other = student_is_larger ? beta : A(1) - beta;
-    // log(m / larger) = log(1 + other (exp(smaller) - 1))
-    const A log_m = log1p_(other * expm1_(smaller));
+    const A own = student_is_larger ? A(1) - beta : beta, other = student_is_larger ? beta : A(1) - beta;
+    // log(m / larger) = log(own + other exp(smaller)); near 1 as a log1p, for 1 must not hide the rest
+    const bool is_near = smaller > A(-0.5);
+    const A below = other * expm1_(smaller), near = A(1) + below;
+    const A log_u = log_(is_near ? near : own + other * exp_nonpositive(smaller));
+    const A log1p_below = near == A(1) ? below : log_u * (below / (near - A(1)));
+    const A log_m = is_near ? log1p_below : log_u;
     const A of_larger = -log_m, of_smaller = smaller - log_m;
     return {student_is_larger ? of_larger : of_smaller, student_is_larger ? of_smaller : of_larger};
   }

@@ -2,27 +2,13 @@
 
 #include "../common/numerics.h"
 #include "../formulas/divergence.h"
+#include "lanes.h"
 
 namespace {
-
-constexpr int64_t kLanes = 64;
 
 template <class A>
 FL_INLINE Shares<A> shares_of(const PairRow<A>& row, A s, A t) {
   return Shares<A>::of(s, t, row.maximum_s, row.log_sum_s, row.maximum_t, row.log_sum_t);
-}
-
-template <class A>
-double sum_of(const A* x, int64_t n) {
-  A lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
-  }
-  double total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-  for (; i < n; ++i) total += x[i];
-  return total;
 }
 
 // Through memory: a loop that computes this much and sums at once is not vectorised.
@@ -41,8 +27,8 @@ PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
       of_student[i] = F::of_student(c, row.beta);
       of_teacher[i] = F::of_teacher(c, row.beta);
     }
-    sums.value += sum_of(values, count);
-    sums.of_student += sum_of(of_student, count), sums.of_teacher += sum_of(of_teacher, count);
+    sums.value += row_sum(values, count);
+    sums.of_student += row_sum(of_student, count), sums.of_teacher += row_sum(of_teacher, count);
   }
   return sums;
 }

@@ -2,12 +2,10 @@
 
 #include "../common/numerics.h"
 #include "../formulas/pointwise.h"
+#include "lanes.h"
 #include "load_store.h"
 
 namespace {
-
-// Partial sums side by side: they vectorise, and keep the rounding of a block small.
-constexpr int64_t kLanes = 64;
 
 template <class F, class A>
 double weighted_sum(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n) {

@@ -3,11 +3,10 @@
 
 #include "../common/numerics.h"
 #include "../formulas/softmax.h"
+#include "lanes.h"
 #include "load_store.h"
 
 namespace {
-
-constexpr int64_t kLanes = 64;
 
 template <class A>
 void transform(const A* x, int64_t n, A softcap, A temperature, A* z) {
@@ -134,19 +133,6 @@ double row_gap(const A* z, const A* w, A maximum, int64_t n) {
   double total = 0;
   for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
   for (; i < n; ++i) total += w[i] * (maximum - z[i]);
-  return total;
-}
-
-template <class A>
-double row_sum(const A* x, int64_t n) {
-  A lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
-  }
-  double total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-  for (; i < n; ++i) total += x[i];
   return total;
 }
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..losses._common import IGNORED
 from ..losses.linear import LinearCrossEntropyHead
 
-IGNORED = -100
 OPTIONS = ("label_smoothing", "z_loss", "max_workspace_mb", "recompute", "backend")
 
 
@@ -101,9 +101,9 @@ class ForwardWithoutLogits:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         labels = arguments[self.labels_at] if len(arguments) > self.labels_at else keywords.get("labels")
-        head = self.model.get_output_embeddings()
         if labels is None:
             return self._forward(*arguments, **keywords)
+        head = self.model.get_output_embeddings()
         if not isinstance(head, DeferringHead):
             raise RuntimeError("the model's head was replaced after fuse_lm_head; call fuse_lm_head on it last")
         head.deferring = True

@@ -16,6 +16,7 @@ from ..backends.choice import is_automatic, resolve
 
 REDUCTIONS = ("none", "mean", "sum")  # in the order of torch's own enumeration
 SMALL = 4096  # elements; where the crossing is was measured with `python -m bench`
+IGNORED = -100  # the label of rows that count nothing, unless told otherwise
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -128,6 +129,11 @@ def reference_gradients(
         wanted = [tensor for tensor, need in zip(inputs, needed) if need and tensor is not None]
         gradients = iter(torch.autograd.grad(values, wanted, grad_outputs, create_graph=True))
     return [next(gradients) if need and tensor is not None else None for tensor, need in zip(inputs, needed)]
+
+
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether somebody may ask for a gradient of one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def without_values() -> bool:

@@ -12,17 +12,17 @@ from ..backends.choice import KERNELS
 from ..backends.fake import accumulate_dtype
 from ..reference import divergence as reference
 from ._common import (
+    IGNORED,
     check_normalizer,
     check_tensors,
     choose_backend,
+    learns,
     output_dtype,
     plain,
     reduction_name,
     reference_gradients,
     wants_graph,
 )
-
-IGNORED = -100
 
 
 class JSDLoss(nn.Module):
@@ -264,10 +264,9 @@ def divergence_rows(kind: Kind, student: Tensor, teacher: Tensor, backend: str |
     """The divergence of every row, in fp32 or wider.  # (N, C), (N, C) -> (N,)"""
     backend = choose_backend(backend, student, teacher)
     if backend == "reference":
-        wide = accumulate_dtype(student.dtype)
-        return reference.divergence(student.to(wide), teacher.to(wide), *kind)
+        return _by_reference(kind, accumulate_dtype(student.dtype), student, teacher)
     student, teacher = (t if t.stride(1) == 1 else t.contiguous() for t in (student, teacher))
-    if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
+    if learns(student, teacher):
         return DivergenceFunction.apply(student, teacher, kind, backend)
     return KERNELS[backend].divergence_forward(student, teacher, *kind)[0]
 

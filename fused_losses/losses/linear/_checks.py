@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._common import check_tensors, plain
+from ._shards import is_distributed
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
@@ -79,8 +80,7 @@ def checked_workspace(max_workspace_mb: float | None) -> float | None:
 
 
 def _check_whole(name: str, tensor: Tensor) -> None:
-    kind = type(tensor).__name__
-    if kind == "DTensor":
+    if is_distributed(tensor):
         raise RuntimeError(f"{name} is a DTensor, of which this process holds a part; {WAY_OUT}")
     if tensor.numel() == 0 or hasattr(tensor, "ds_id"):
         whole = tuple(getattr(tensor, "ds_shape", ())) or "its own"

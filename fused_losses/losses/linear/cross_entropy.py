@@ -15,9 +15,11 @@ from ...reference import linear as reference
 from ...reference import softmax as softmax_reference
 from ...reference.softmax import label_weights
 from .._common import (
+    IGNORED,
     check_normalizer,
     check_tensors,
     choose_backend,
+    learns,
     output_dtype,
     plain,
     reduction_name,
@@ -30,8 +32,6 @@ from ._checks import HeadInput, cast, checked_workspace, head_input
 from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_cross_entropy_backward, linear_cross_entropy_forward, operator
 from .log_probs import TokenStatistics, token_statistics
-
-IGNORED = -100
 
 
 class _LinearCrossEntropyLoss(nn.modules.loss._WeightedLoss):
@@ -264,10 +264,7 @@ def _reduced(
     recompute: bool,
 ) -> tuple[Tensor, TokenStatistics | None]:
     *head, target, class_weight, sample_weight = tensors
-    learnt = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (class_weight, sample_weight)
-    )
-    if call.backend == "reference" or learnt:
+    if call.backend == "reference" or learns(class_weight, sample_weight):
         statistics = _statistics_by_reference(call, target, *head)
         if normalizer is None:
             dtype = torch.promote_types(call.dtype, out_dtype)
@@ -275,7 +272,7 @@ def _reduced(
         total = _by_reference(call, tensors[3:], "sum", accumulate_dtype(call.dtype), *head)
         return (total / normalizer).to(out_dtype), statistics
     # The gradient of probabilities is as large as the logits: it is made in backward, from losses of rows.
-    by_rows = recompute or reduction == "none" or (torch.is_grad_enabled() and target.requires_grad)
+    by_rows = recompute or reduction == "none" or learns(target)
     loss, statistics = _rows_or_sum(call, tensors, "none" if by_rows else "sum")
     loss = loss.sum() if by_rows and reduction != "none" else loss
     if normalizer is not None:
@@ -300,7 +297,7 @@ def _rows_or_sum(call: Call, tensors: Tensors, reduction: str) -> tuple[Tensor, 
     wide = accumulate_dtype(call.dtype)
     factors = [None if t is None else t.to(wide).contiguous() for t in (class_weight, sample_weight)]
     arguments = (*head, target, *factors)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*head, target)):
+    if learns(*head, target):
         loss, *described = LinearCrossEntropyFunction.apply(*arguments, call, reduction)
     else:
         losses, *_, statistics, prediction = _forward(call, arguments, (False, False, False))

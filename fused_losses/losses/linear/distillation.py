@@ -13,9 +13,11 @@ from ...reference import divergence as divergence_reference
 from ...reference import linear as reference
 from ...reference import softmax as softmax_reference
 from .._common import (
+    IGNORED,
     check_normalizer,
     check_tensors,
     choose_backend,
+    learns,
     output_dtype,
     plain,
     reduction_name,
@@ -28,8 +30,6 @@ from ._checks import HeadInput, cast, checked_workspace, head_input
 from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_divergence, operator
 from .log_probs import label_rows
-
-IGNORED = -100
 
 
 class LinearJSDLoss(nn.Module):
@@ -251,14 +251,13 @@ def _labels(student: HeadInput, target: Tensor | None, ignore_index: int) -> Ten
 
 def _goes_by_rows(tensors: tuple[Any, ...], weight: Tensor, reduction: str, backend: str) -> bool:
     """Whether losses of rows are needed: for their own sake, for learnt weights, or because nothing is learnt."""
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return reduction == "none" or weight.requires_grad or backend == "reference" or not grad
+    return reduction == "none" or weight.requires_grad or backend == "reference" or not learns(*tensors)
 
 
 def _rows(call: Call, tensors: tuple[Any, ...]) -> Tensor:
     if call.backend == "reference":
         return _by_reference(call, tensors[6], *tensors[:6])
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if learns(*tensors):
         return LinearDivergenceFunction.apply(*tensors, None, call)
     return _run(call, tensors, _ones(call, tensors), (False,) * 6)[0]
 

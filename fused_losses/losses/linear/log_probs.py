@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
-from .._common import check_tensors, choose_backend, plain, reference_gradients, wants_graph, without_values
+from .._common import check_tensors, choose_backend, learns, plain, reference_gradients, wants_graph, without_values
 from ..softmax import Options, check_labels, checked_options, checked_target
 from ._checks import cast, checked_workspace, head_input
 from ._gradients import as_inputs
@@ -127,7 +127,7 @@ class Call(NamedTuple):
 def _log_probs(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, ...]:
     if call.backend == "reference":
         return _by_reference(call, labels, input, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
+    if learns(input, weight, bias):
         return LinearLogProbsFunction.apply(input, weight, bias, labels, call)
     statistics, _ = operator(linear_log_probs_forward)(input, weight, bias, labels, *call.numbers())
     return token_values(statistics, labels, call.options.ignore_index, weight.shape[0])

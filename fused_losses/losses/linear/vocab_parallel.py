@@ -14,6 +14,7 @@ from .._common import (
     check_normalizer,
     check_tensors,
     choose_backend,
+    learns,
     output_dtype,
     plain,
     reduction_name,
@@ -155,10 +156,7 @@ def _check_factors(head: HeadInput, weight: Tensor | None, sample_weight: Tensor
 
 def _reduced(call: SplitCall, tensors: Tensors, reduction: str, normalizer: Tensor | float | None) -> Tensor:
     labels, class_weight, sample_weight = tensors[3:]
-    learnt = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (class_weight, sample_weight)
-    )
-    if call.local.backend == "reference" or learnt:
+    if call.local.backend == "reference" or learns(class_weight, sample_weight):
         return _by_reference(call, tensors, reduction, normalizer)
     wide = accumulate_dtype(call.local.dtype)
     factors = [None if t is None else t.to(wide).contiguous() for t in (class_weight, sample_weight)]
@@ -169,7 +167,7 @@ def _reduced(call: SplitCall, tensors: Tensors, reduction: str, normalizer: Tens
 
 
 def _rows_or_sum(call: SplitCall, tensors: Any, reduction: str) -> Tensor:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors[:3]):
+    if learns(*tensors[:3]):
         return VocabParallelFunction.apply(*tensors, call, reduction)
     losses = _forward(call, tensors, (False, False, False))[0]
     return losses if reduction == "none" else losses.sum()

@@ -16,6 +16,7 @@ from .._common import (
     choose_backend,
     divided_sum,
     is_small,
+    learns,
     output_dtype,
     plain,
     reference_gradients,
@@ -84,7 +85,7 @@ def pointwise_loss(
 
     out_dtype = out_dtype or output_dtype(input)
     backend = choose_backend(backend, input, target, weight, pos_weight)
-    if backend == "reference" or _requires_grad(weight) or _requires_grad(pos_weight):
+    if backend == "reference" or learns(weight, pos_weight):
         return _by_reference(formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype))
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return PointwiseFunction.apply(input, target, weight, pos_weight, formula, a, b, reduction, out_dtype, backend)
@@ -104,10 +105,6 @@ def _warn_broadcast(input: Tensor, target: Tensor) -> None:
             "broadcasts them against each other, which is rarely meant; give them the same size.",
             stacklevel=4,
         )
-
-
-def _requires_grad(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
 
 def _expanded(name: str, tensor: Tensor | None, input: Tensor) -> Tensor | None:

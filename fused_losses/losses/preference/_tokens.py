@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common import check_tensors
+from .._common import IGNORED, check_tensors
 from ..linear import TokenLogProbs, linear_log_probs
-
-IGNORED = -100
 
 
 class Head(NamedTuple):

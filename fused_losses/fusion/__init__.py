@@ -1,0 +1,1 @@
+"""Fused kernels for losses written in plain torch."""

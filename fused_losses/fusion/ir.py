@@ -1,0 +1,119 @@
+"""What a traced loss is made of between tracing and source: loops over named axes, each with one expression.
+
+A :class:`Program` is a list of steps. A :class:`Stage` computes one buffer: for every point of ``axes`` it combines
+``expression`` over every point of ``reduced`` (or just stores it where nothing is reduced). Elementwise operations and
+views never appear as steps: they are inlined into the expressions of the stages that read them, so a stage reads its
+inputs once. An :class:`Extern` is an operator that torch runs between stages (a matrix product, a sort).
+
+Sizes are sympy-free integer expressions over the sizes of the program's inputs, so one program serves every shape of a
+pattern of ranks, dtypes and equal sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer made of input sizes: ``op`` is "const", "size" (of a dimension of an input), or an operation.
+
+    "const" has ``value``; "size" has ``value`` = (input name, dimension); "add", "sub", "mul", "floordiv", "max" and
+    "min" have ``arguments``.
+    """
+
+    op: str
+    value: Any = None
+    arguments: tuple[Size, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop: its name is unique within its stage, its extent known at run time."""
+
+    name: str
+    extent: Size
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis."""
+
+    terms: tuple[tuple[str, int], ...] = ()  # (axis name, coefficient, 1 or -1 but for strided slices)
+    offset: Size = Size("const", 0)
+
+
+@dataclass(frozen=True, eq=False)  # a graph: compared by identity, since nodes are shared
+class Expression:
+    """A node of an elementwise expression; shared nodes are the same object and are computed once.
+
+    ``op`` and what it takes:
+        "load": ``attributes`` buffer (str), index (tuple[Index, ...], one for each dimension of the buffer), and guarded
+            (bool): whether the index may lie outside, where the load must yield 0 without touching memory.
+        "constant": value (number).    "parameter": name, a number given at run time (a hyper-parameter).
+        "size": value (Size), a size as a number.    "index": value (Index), an int64 position along axes.
+        "cast": one argument, to ``dtype``.
+        anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
+    ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where they are stored.
+    """
+
+    op: str
+    dtype: torch.dtype
+    arguments: tuple[Expression, ...] = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.attributes)[name]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor of a program: its dimensions' sizes and dtype."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One computed buffer, whose dimensions are ``axes`` in order (dimensions of size 1 have an axis too)."""
+
+    buffer: Buffer
+    axes: tuple[Axis, ...]
+    expression: Expression
+    reduced: tuple[Axis, ...] = ()
+    combine: Combine | None = None  # None exactly where nothing is reduced
+
+
+@dataclass(frozen=True)
+class Extern:
+    """An operator of torch between stages: ``target(*arguments, **keywords)``, buffers named by :class:`Read`."""
+
+    buffers: tuple[Buffer, ...]  # what it returns, in order
+    target: Any
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A buffer among the arguments of an :class:`Extern`; a :class:`Size` there is its number."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps in an order in which each reads only what is there; see the module's docstring."""
+
+    inputs: tuple[Buffer, ...]
+    parameters: tuple[str, ...]  # numbers given at run time
+    steps: tuple[Stage | Extern, ...]
+    outputs: tuple[str, ...]  # names of buffers, inputs among them allowed

@@ -54,13 +54,13 @@ class Expression:
     """A node of an elementwise expression; shared nodes are the same object and are computed once.
 
     ``op`` and what it takes:
-        "load": ``attributes`` buffer (str), index (tuple[Index, ...], one for each dimension of the buffer), and guarded
+        "load": ``attributes`` buffer (str), index (tuple[Index, ...], one for each dimension of the buffer), guarded
             (bool): whether the index may lie outside, where the load must yield 0 without touching memory.
         "constant": value (number).    "parameter": name, a number given at run time (a hyper-parameter).
         "size": value (Size), a size as a number.    "index": value (Index), an int64 position along axes.
         "cast": one argument, to ``dtype``.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
-    ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where they are stored.
+    ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
     """
 
     op: str

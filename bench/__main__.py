@@ -64,15 +64,14 @@ def main() -> None:
         if not (arguments.loss and spec.name not in arguments.loss)
         and not (arguments.shape and bench.name not in arguments.shape)
     ]
+    here, overhead = machine(arguments.device), import_overhead()
+    folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
     measurements = []
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
         measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
-    here = machine(arguments.device)
-    folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
-    promises = verdicts(measurements, import_overhead())
-    save(folder, here, measurements, promises)
-    for promise in promises:
+        save(folder, here, measurements, verdicts(measurements, overhead))  # a run that is cut short keeps these
+    for promise in verdicts(measurements, overhead):
         print(promise)
     print(f"\nresults: {folder}")
 

@@ -73,6 +73,8 @@ WORKSPACE_MIB = 64
 
 def of_head(label: str, m: Measurement) -> list[Verdict]:
     times, ours = m.forward_backward, m.forward_backward["ours"].median
+    if m.loss == "linear_jsd":
+        return [Verdict(f"{label}: torch ÷ ours", times["torch"].median / ours, 2.0)]
     found = [Verdict(f"{label}: ours ÷ its products", ours / m.bound.median, OVER_PRODUCTS[m.loss], False)]
     if m.loss == "linear_cross_entropy":
         found.append(Verdict(f"{label}: torch ÷ ours", times["torch"].median / ours, 1.25))

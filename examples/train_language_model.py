@@ -37,7 +37,7 @@ LOSSES = ("torch", "fused", "head")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--loss", choices=LOSSES, nargs="+", default=LOSSES, help="one or several")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per process and backward")
     parser.add_argument("--sequence-length", type=int, default=256, help="tokens per sequence")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="mixed precision")

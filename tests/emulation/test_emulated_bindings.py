@@ -8,6 +8,8 @@ from sets import each_spec
 from fused_losses.backends import choice, fake
 from fused_losses.testing import check_loss
 
+LAYOUT_DTYPES = (torch.float32, torch.bfloat16)  # 4 and 8 elements to a load; the layouts take the most time
+
 
 @pytest.fixture(scope="module")
 def operators():
@@ -30,4 +32,6 @@ def test_check(spec):
             continue
         wide = sample.to(torch.float64, "cpu")
         loss, reference = spec.build(wide, "cpp"), spec.build(wide, "reference")
-        check_loss(loss, reference, [wide], dtypes=choice.DTYPES, checks=["value", "gradient", "layouts"])
+        check_loss(loss, reference, [wide], dtypes=choice.DTYPES, checks=["value", "gradient"])
+        if spec.family != "linear":  # whose kernels see contiguous chunks only
+            check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=["layouts"])

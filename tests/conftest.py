@@ -54,3 +54,17 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps precision and processes for the life of a process; a test brings its own."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield
+    forget()

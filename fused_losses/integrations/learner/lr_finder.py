@@ -15,8 +15,7 @@ from .metrics import accelerator_of
 class LRFinderCB(Callback):
     """Raises the rate after every step until the loss is ``max_mult`` times its minimum, then ends the fit.
 
-    ``rates`` and ``losses`` hold what was seen, one entry a step; ``plot()`` shows them, and ``suggestion`` is a tenth
-    of the rate at the minimum. The model and the loss are put back as they were.
+    ``rates`` and ``losses`` hold what was seen, one entry a step; ``plot()`` shows them. The model and the loss are put back as they were.
     Reads the loss of every batch, and so waits for a GPU.
 
     Args:
@@ -62,10 +61,6 @@ class LRFinderCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         for module, state in self._found:
             module.load_state_dict(state)
-
-    @property
-    def suggestion(self) -> float:
-        return self.rates[self.losses.index(min(self.losses))] / 10
 
     def plot(self) -> Any:
         """Draws the loss over the rate; returns the axes."""

@@ -25,6 +25,7 @@ _import_source_folder("triton_kernels")
 
 from . import functional
 from .backends import backend_report, empty_cache, use_backend
+from .integrations.replacement import replace_losses
 from .integrations.transformers import fuse_lm_head
 from .losses.divergence import JSDLoss, TVDLoss
 from .losses.linear import LinearCrossEntropyHead, LinearCrossEntropyLoss, LinearJSDLoss, LinearKLDivLoss
@@ -92,5 +93,6 @@ __all__ = [
     "empty_cache",
     "functional",
     "fuse_lm_head",
+    "replace_losses",
     "use_backend",
 ]

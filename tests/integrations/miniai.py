@@ -66,7 +66,8 @@ class Learner:
             self.cbs = [callback for callback in self.cbs if callback not in added]
 
     def all_epochs(self, train, valid):
-        for self.epoch in self.epochs:
+        for epoch in self.epochs:
+            self.epoch = epoch
             for training in [True] * train + [False] * valid:
                 self.model.train(training)
                 self.dl = self.dls.train if training else self.dls.valid
@@ -74,7 +75,8 @@ class Learner:
                     self.within("epoch", CancelEpochException, self.all_batches)
 
     def all_batches(self):
-        for self.iter, self.batch in enumerate(self.dl):
+        for index, batch in enumerate(self.dl):
+            self.iter, self.batch = index, batch
             self.within("batch", CancelBatchException, self.one_batch)
 
     def one_batch(self):

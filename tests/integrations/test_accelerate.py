@@ -1,4 +1,4 @@
-"""Losses under Accelerate, on one process and on two: gradients of the global mean, and metrics of every sample once."""
+"""Losses under Accelerate, on one process and on two: gradients of the global mean, every sample counted once."""
 
 import copy
 import os
@@ -150,7 +150,7 @@ def test_a_loop_that_is_left_early():
             assert accelerator.gradient_accumulation_steps == 2
             break
     assert accelerator.gradient_accumulation_steps == 4
-    with pytest.raises(TypeError, match="must come from accelerator.prepare"):
+    with pytest.raises(TypeError, match=r"must come from accelerator\.prepare"):
         GlobalBatches(accelerator, DataLoader(sentences(6)))
 
 

@@ -74,7 +74,7 @@ class Learner:
         >>> learn = Learner(torch.nn.Linear(4, 4), dls, fused_losses.CrossEntropyLoss(), lr=5.0)
         >>> metrics = MetricsCB(accuracy=lambda predictions, targets: predictions.argmax(1) == targets)
         >>> learn.fit(1, cbs=[TrainCB(), metrics])
-        {'accuracy': '1.000', 'loss': ..., 'epoch': 0, 'train': 'train'}
+        {'accuracy': ..., 'loss': ..., 'epoch': 0, 'train': 'train'}
         {'accuracy': '1.000', 'loss': ..., 'epoch': 0, 'train': 'eval'}
 
     Source: the protocol of the Learner that fast.ai's course "From deep learning foundations to Stable Diffusion"
@@ -111,7 +111,8 @@ class Learner:
                 self.cbs.remove(callback)
 
     def _fit(self, train: bool, valid: bool) -> None:
-        for self.epoch in self.epochs:
+        for epoch in self.epochs:
+            self.epoch = epoch
             if train:
                 self.one_epoch(True)
             if valid:
@@ -124,7 +125,8 @@ class Learner:
         self._stage("epoch", self._epoch)
 
     def _epoch(self) -> None:
-        for self.iter, self.batch in enumerate(self.dl):
+        for index, batch in enumerate(self.dl):
+            self.iter, self.batch = index, batch
             self._stage("batch", self._batch)
 
     def _batch(self) -> None:

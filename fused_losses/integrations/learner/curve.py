@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,9 @@ def _display(figure: Any, target: bool | str | Path) -> Callable[[], Any]:
             f"plot=True finds no notebook, and no window with matplotlib's backend {pyplot().get_backend()}; "
             'plot="loss.png" writes the curve to a file'
         )
-    from IPython.display import Image, display
-
-    handle = display(Image(_png(figure)), display_id=True)
-    return lambda: handle.update(Image(_png(figure)))
+    ipython = import_module("IPython.display")
+    handle = ipython.display(ipython.Image(_png(figure)), display_id=True)
+    return lambda: handle.update(ipython.Image(_png(figure)))
 
 
 def _in_notebook() -> bool:

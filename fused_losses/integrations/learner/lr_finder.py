@@ -15,12 +15,14 @@ from .metrics import accelerator_of
 class LRFinderCB(Callback):
     """Raises the rate after every step until the loss is ``max_mult`` times its minimum, then ends the fit.
 
-    ``rates`` and ``losses`` hold what was seen, one entry a step; ``plot()`` shows them. The model and the loss are put back as they were.
+    ``rates`` and ``losses`` hold what was seen, one entry a step; ``plot()`` shows them. The model and the loss are
+    put back as they were.
     Reads the loss of every batch, and so waits for a GPU.
 
     Args:
         gamma: factor of the rate from step to step.
         max_mult: when to end.
+        max_lr: ends the fit too, for a loss that does not rise.
 
     Example:
         >>> import torch, fused_losses
@@ -32,8 +34,8 @@ class LRFinderCB(Callback):
         True
     """
 
-    def __init__(self, gamma: float = 1.3, max_mult: float = 3.0):
-        self.gamma, self.max_mult = gamma, max_mult
+    def __init__(self, gamma: float = 1.3, max_mult: float = 3.0, max_lr: float = 10.0):
+        self.gamma, self.max_mult, self.max_lr = gamma, max_mult, max_lr
 
     def before_fit(self, learn: Any) -> None:
         self.rates: list[float] = []
@@ -57,6 +59,8 @@ class LRFinderCB(Callback):
             raise cancelled(learn, "fit")
         for group in learn.opt.param_groups:
             group["lr"] *= self.gamma
+        if learn.opt.param_groups[0]["lr"] > self.max_lr:
+            raise cancelled(learn, "fit")
 
     def cleanup_fit(self, learn: Any) -> None:
         for module, state in self._found:

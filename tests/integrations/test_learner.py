@@ -319,7 +319,7 @@ def test_fp16_on_a_cpu_raises():
 def test_the_finder_ends_where_the_loss_rises_and_puts_everything_back(kind, callback):
     loss = Custom()
     found = copy.deepcopy(loss)
-    finder = LRFinderCB(gamma=2.0)
+    finder = LRFinderCB(gamma=2.0, max_lr=1e9)
     learn = kind(model(), loaders(), loss, RATE, [callback()])
     learn.fit(10, cbs=[finder], lr=1e-4)
     assert finder.rates[:3] == pytest.approx([1e-4, 2e-4, 4e-4])
@@ -332,7 +332,8 @@ def test_the_finder_ends_at_nan_and_draws():
     learn = Learner(model(), loaders(), lambda p, t: p.sum() * float("nan"), cbs=TrainCB())
     assert len(learn.lr_find().losses) == 1
     learn.loss_func = F.cross_entropy
-    finder = learn.lr_find(start_lr=1e-3, gamma=2.0, max_epochs=2)
+    finder = learn.lr_find(start_lr=1.0, gamma=2.0, max_mult=1e9)
+    assert finder.rates == [1, 2, 4, 8]
     (line,) = finder.plot().get_lines()
     assert list(line.get_xdata()) == finder.rates and list(line.get_ydata()) == finder.losses
     sys.modules["matplotlib.pyplot"].close()
@@ -379,11 +380,11 @@ def test_two_inputs_and_no_targets():
 
 def test_the_bar_reads_the_loss_when_it_is_drawn(monkeypatch, capsys):
     reads = []
-    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(1) or float(tensor))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(1) or float(tensor.detach()))
     many = DataLoaders([(torch.ones(1, 1), torch.ones(1, 1))] * 300)
     learn = Learner(nn.Linear(1, 1), many, F.mse_loss, cbs=[TrainCB(), MetricsCB(), ProgressCB()])
     learn.fit(1, valid=False)
-    assert len(reads) < 50
+    assert 0 < len(reads) < 150
     assert "epoch 1/1 train: 100%" in capsys.readouterr().err
 
 

@@ -79,11 +79,11 @@ def _check_options(options: dict[str, Any]) -> None:
 class DeferringHead(LinearCrossEntropyHead):
     """The head of a fused model: while that computes a loss, its call gives logits that are still to be made."""
 
-    deferring = False
+    deferring_to: tuple[Any, ...] = ()  # the module to call later: this one, or what wraps it
 
     def __call__(self, input: Tensor, *arguments: Any, **options: Any) -> Any:
-        if self.deferring and not arguments:
-            return DeferredLogits(self, input)
+        if self.deferring_to and not arguments:
+            return DeferredLogits(*self.deferring_to, input)
         return super().__call__(input, *arguments, **options)
 
 
@@ -103,19 +103,28 @@ class ForwardWithoutLogits:
         labels = arguments[self.labels_at] if len(arguments) > self.labels_at else keywords.get("labels")
         if labels is None:
             return self._forward(*arguments, **keywords)
-        head = self.model.get_output_embeddings()
-        if not isinstance(head, DeferringHead):
-            raise RuntimeError("the model's head was replaced after fuse_lm_head; call fuse_lm_head on it last")
-        head.deferring = True
+        outer = self.model.get_output_embeddings()
+        head = _deferring_head(outer)
+        head.deferring_to = (outer,)
         try:
             return self._forward(*arguments, **keywords)
         finally:
-            head.deferring = False
+            head.deferring_to = ()
 
     def _forward(self, *arguments: Any, **keywords: Any) -> Any:
         if self.inner is not None:
             return self.inner(*arguments, **keywords)
         return type(self.model).forward(self.model, *arguments, **keywords)
+
+
+def _deferring_head(module: Any) -> DeferringHead:
+    """The head itself, or inside of what wraps it, as FSDP1 does."""
+    if isinstance(module, DeferringHead):
+        return module
+    for inner in module.modules():
+        if isinstance(inner, DeferringHead):
+            return inner
+    raise RuntimeError("the model's head was replaced after fuse_lm_head; call fuse_lm_head on it last")
 
 
 def causal_lm_loss(
@@ -155,7 +164,7 @@ class DeferredLogits:
 
     def __init__(
         self,
-        head: DeferringHead,
+        head: Any,  # a DeferringHead, or what wraps it
         hidden: Tensor,
         divisor: float = 1.0,
         factor: float | None = None,
@@ -178,7 +187,7 @@ class DeferredLogits:
     def materialize(self) -> Tensor:
         """The logits, as the model would have made them."""
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits = LinearCrossEntropyHead.__call__(self.head, self.hidden) / self.divisor
+            logits = self.head(self.hidden, None) / self.divisor  # with labels, were they None, it is not deferred
         logits = logits if self.factor is None else torch.tanh(logits) * self.factor
         return logits.to(self.dtype)
 

@@ -11,6 +11,8 @@ from multiprocessing import connection
 import torch
 import torch.distributed as dist
 
+import fused_losses
+
 COLLECTIVE_SECONDS = 30  # after which a rank that waits in vain says where
 
 
@@ -42,6 +44,31 @@ def run(function, world_size, *arguments, timeout=120):
     failures = [f"rank {rank}: {failure}" for rank, (failure, _) in enumerate(outcomes) if failure]
     assert not failures, "\n".join(failures)
     return [result for _, result in outcomes]
+
+
+def run_cases(cases, world_size, **options):
+    """Runs functions without arguments one after the other in one group.
+
+    Raises AssertionError with the traceback of every case on every rank that failed.
+    """
+    failures = run(_failures, world_size, cases, **options)
+    told = [f"rank {rank}, {name}: {text}" for rank, of in enumerate(failures) for name, text in of.items()]
+    assert not told, "\n".join(told)
+
+
+def _failures(cases):
+    """The tracebacks of the cases that fail on this rank; ranks go on together."""
+    failures = {}
+    for case in cases:
+        fused_losses.empty_cache()
+        try:
+            case()
+        except BaseException:  # also pytest's own failures
+            failures[case.__name__] = traceback.format_exc()
+        everywhere = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, case.__name__)
+        assert set(everywhere) == {case.__name__}
+    return failures
 
 
 def _outcomes(pipes, end):

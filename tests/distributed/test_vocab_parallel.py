@@ -1,12 +1,11 @@
 """A vocabulary split over ranks gives what one process with the whole head gives, on 2 and 4 ranks."""
 
 import math
-import traceback
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run
+from ranks import run_cases
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -565,28 +564,9 @@ CASES = [
 ]
 
 
-def every_case(names=None):
-    """The tracebacks of the cases that fail on this rank; ranks go on together."""
-    failures = {}
-    for case in CASES:
-        if names is not None and case.__name__ not in names:
-            continue
-        fused_losses.empty_cache()
-        try:
-            case()
-        except BaseException:  # also pytest's own failures
-            failures[case.__name__] = traceback.format_exc()
-        everywhere = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, case.__name__)
-        assert set(everywhere) == {case.__name__}
-    return failures
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_every_case(world_size):
-    failures = run(every_case, world_size)
-    told = [f"rank {rank}, {name}: {text}" for rank, of in enumerate(failures) for name, text in of.items()]
-    assert not told, "\n".join(told)
+    run_cases(CASES, world_size)
 
 
 def test_without_a_process_group():

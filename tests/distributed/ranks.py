@@ -1,6 +1,7 @@
 """Runs a function on several processes of one gloo group."""
 
 import multiprocessing
+import os
 import tempfile
 import time
 import traceback
@@ -87,6 +88,9 @@ def _outcomes(pipes, end):
 def _rank(sender, function, rank, world_size, store, arguments):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)  # by torch.compile itself
+    warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # torch's own imports
+    os.environ.update({f"{where}RANK": str(rank) for where in ("", "LOCAL_")})  # as torchrun does
+    os.environ.update({f"{where}WORLD_SIZE": str(world_size) for where in ("", "LOCAL_")})
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fresh tensors hold NaN
     try:

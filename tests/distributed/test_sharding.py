@@ -1,6 +1,5 @@
 """Replicated and sharded models get the gradients of one process: DDP, FSDP of both kinds, tensor and context parallel."""
 
-import copy
 
 import pytest
 import torch

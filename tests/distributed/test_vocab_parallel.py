@@ -9,7 +9,6 @@ from ranks import run_cases
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-import fused_losses
 from fused_losses.functional import linear_cross_entropy, vocab_parallel_linear_cross_entropy
 from fused_losses.testing.accuracy import compare
 

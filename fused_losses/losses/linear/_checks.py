@@ -82,7 +82,7 @@ def checked_workspace(max_workspace_mb: float | None) -> float | None:
 def _check_whole(name: str, tensor: Tensor) -> None:
     if is_distributed(tensor):
         raise RuntimeError(f"{name} is a DTensor, of which this process holds a part; {WAY_OUT}")
-    if tensor.numel() == 0 or hasattr(tensor, "ds_id"):
+    if tensor.numel() == 0:
         whole = tuple(getattr(tensor, "ds_shape", ())) or "its own"
         raise RuntimeError(
             f"{name} is empty, shape {tuple(tensor.shape)}, as ZeRO leaves a parameter of shape {whole} outside "

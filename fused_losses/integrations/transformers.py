@@ -129,9 +129,9 @@ def _deferring_head(module: Any) -> DeferringHead:
 
 def causal_lm_loss(
     logits: Any,
-    labels: Tensor,
+    labels: Tensor | None,
     vocab_size: int,
-    num_items_in_batch: Tensor | int | None = None,
+    num_items_in_batch: Tensor | float | None = None,
     ignore_index: int = IGNORED,
     shift_labels: Tensor | None = None,
     *,
@@ -147,13 +147,25 @@ def causal_lm_loss(
             stacklevel=2,
         )
         return original(logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels, **rest)
+    targets, normalizer = next_tokens(logits, labels, num_items_in_batch, ignore_index, shift_labels)
+    return logits.cross_entropy(targets, ignore_index=ignore_index, normalizer=normalizer, **options)
+
+
+def next_tokens(
+    logits: Any,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | float | None,
+    ignore_index: int,
+    shift_labels: Tensor | None,
+) -> tuple[Tensor, Tensor | float | None]:
+    """Targets and denominator where the logits are: labels move by one place, unless somebody has moved them."""
     if shift_labels is None:
+        if labels is None:
+            raise ValueError("a causal-LM loss needs labels or shift_labels, got neither")
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(logits.hidden.device)
-    return logits.cross_entropy(
-        shift_labels.to(logits.hidden.device), ignore_index=ignore_index, normalizer=num_items_in_batch, **options
-    )
+        num_items_in_batch = num_items_in_batch.to(logits.device)
+    return shift_labels.to(logits.device), num_items_in_batch
 
 
 class DeferredLogits:

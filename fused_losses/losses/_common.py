@@ -112,10 +112,11 @@ def check_normalizer(reduction: str) -> None:
         )
 
 
-def divided_sum(sum_loss: Callable[..., Tensor], input: Tensor, reduction: str, normalizer: Tensor | float) -> Tensor:
+def divided_sum(
+    sum_loss: Callable[..., Tensor], dtype: torch.dtype, reduction: str, normalizer: Tensor | float
+) -> Tensor:
     """The mean with an explicit denominator: a fused sum, kept in fp32 or wider until it is divided."""
     check_normalizer(reduction)
-    dtype = output_dtype(input)
     wide = torch.promote_types(dtype, torch.float32)
     return (sum_loss(reduction="sum", out_dtype=wide) / normalizer).to(dtype)
 

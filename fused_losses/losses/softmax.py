@@ -150,9 +150,13 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     normalizer: Tensor | float | None = None,
     inplace_backward: bool = False,
+    out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Cross entropy of logits; see :class:`CrossEntropyLoss` for the arguments.
+
+    Args:
+        out_dtype: of the loss; None is as :class:`CrossEntropyLoss` says.
 
     Example:
         >>> import torch, fused_losses
@@ -162,7 +166,7 @@ def cross_entropy(
     """
     reduction = reduction_name(size_average, reduce, reduction)
     plainly = z_loss == 0.0 and softcap is None and temperature == 1.0 and sample_weight is None and normalizer is None
-    if plainly and label_smoothing >= 0.0 and is_small(input, backend):
+    if plainly and out_dtype is None and label_smoothing >= 0.0 and is_small(input, backend):
         try:
             return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
         except (RuntimeError, TypeError, ValueError, IndexError):
@@ -173,8 +177,8 @@ def cross_entropy(
     check_weights(input, weight, sample_weight)
     fused = partial(_softmax_loss, input, target, weight, sample_weight, options, inplace_backward, backend)
     if normalizer is not None:
-        return divided_sum(fused, input, reduction, normalizer)
-    return fused(reduction, output_dtype(input))
+        return divided_sum(fused, out_dtype or output_dtype(input), reduction, normalizer)
+    return fused(reduction, out_dtype or output_dtype(input))
 
 
 def checked_options(

@@ -1,8 +1,10 @@
-"""Models that DeepSpeed and Accelerate shard get the gradients of one process."""
+"""Models that Trainer trains, and that DeepSpeed and Accelerate shard, get the gradients of one process."""
 
 import os
+import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from ranks import run_cases
 from tiny import CLASSES, WIDTH, batch, check, counted, expected, llama, loss_of_rank, own_rows, tiny
 
+import fused_losses
 from fused_losses.functional import linear_cross_entropy
 
 pytestmark = pytest.mark.frameworks
@@ -72,6 +75,69 @@ def zero_3_leaves_empty_weights():
         linear_cross_entropy(hidden, model.lm_head.weight, labels)
 
 
+def trainer_gradients(model, accumulation, **options):
+    """The gradients that Trainer's optimizer sees after one step over the whole batch."""
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": tokens, "labels": labels} for tokens, labels in zip(*batch())]
+    arguments = {
+        "per_device_train_batch_size": len(rows) // accumulation // dist.get_world_size(),
+        "gradient_accumulation_steps": accumulation,
+    }
+    smoothing = options.pop("label_smoothing_factor", 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            output_dir=folder,
+            max_steps=1,
+            max_grad_norm=0.0,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            label_smoothing_factor=smoothing,
+            **arguments,
+        )
+        assert settings.world_size == dist.get_world_size()
+        optimizer = RememberingSGD(model.parameters(), lr=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        trainer = Trainer(model, settings, train_dataset=rows, optimizers=(optimizer, schedule), **options)
+        with redirect_stdout(StringIO()):  # the log of its step
+            trainer.train()
+    names = [name for name, _ in model.named_parameters()]
+    return dict(zip(names, optimizer.gradients))
+
+
+class RememberingSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+        return super().step(closure)
+
+
+def trainer():
+    from fused_losses.integrations.trainer import CausalLMLoss
+
+    truth = expected(llama(fused=False), *batch())
+    for accumulation in (1, 4):
+        check(trainer_gradients(llama(fused=False), accumulation), truth)
+        check(trainer_gradients(llama(), accumulation), truth)
+        check(trainer_gradients(llama(fused=False), accumulation, compute_loss_func=CausalLMLoss()), truth)
+        model = llama(fused=False)
+        model.loss_function = CausalLMLoss()
+        check(trainer_gradients(model, accumulation), truth)
+
+
+def trainer_ignores_its_label_smoothing():
+    from fused_losses.integrations.trainer import CausalLMLoss
+
+    smoothed = trainer_gradients(llama(fused=False), 4, label_smoothing_factor=0.1)
+    with pytest.warns(UserWarning, match=r"ignores label_smoothing_factor=0.1.*CausalLMLoss\(label_smoothing=0.1\)"):
+        plain = trainer_gradients(llama(fused=False), 4, label_smoothing_factor=0.1, compute_loss_func=CausalLMLoss())
+    check(plain, expected(llama(fused=False), *batch()))
+    same = {"compute_loss_func": CausalLMLoss(label_smoothing=0.1), "label_smoothing_factor": 0.1}
+    check(trainer_gradients(llama(fused=False), 4, **same), smoothed, 2e-6)
+    check(trainer_gradients(fused_losses.fuse_lm_head(llama(fused=False), label_smoothing=0.1), 4), smoothed, 2e-6)
+
+
 def accelerate_fsdp2():
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
@@ -90,5 +156,12 @@ def accelerate_fsdp2():
         check({name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}, truth)
 
 
+TRAINER = [trainer, trainer_ignores_its_label_smoothing]
+
+
+def test_on_one_rank():
+    run_cases(TRAINER, 1)
+
+
 def test_on_two_ranks():
-    run_cases([accelerate_fsdp2, zero_2, zero_3, zero_3_leaves_empty_weights], 2)
+    run_cases([*TRAINER, accelerate_fsdp2, zero_2, zero_3, zero_3_leaves_empty_weights], 2)

@@ -1,5 +1,4 @@
-"""Replicated and sharded models get the gradients of one process: DDP, FSDP of both kinds, tensor and context parallel."""
-
+"""Models in parallel get the gradients of one process: DDP, FSDP of both kinds, tensor and context parallel."""
 
 import pytest
 import torch

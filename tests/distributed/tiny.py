@@ -1,4 +1,4 @@
-"""Small language models that fuse their loss, a batch with labels left out unevenly, and what one process makes of it."""
+"""Small language models that fuse their loss, a batch of uneven labels, and the gradients one process gets of it."""
 
 import copy
 

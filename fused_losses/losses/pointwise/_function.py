@@ -69,6 +69,7 @@ def pointwise_loss(
     if sample_weight is not None:
         weight = sample_weight if weight is None else weight * sample_weight
     weight, pos_weight = _expanded("weight", weight, input), _expanded("pos_weight", pos_weight, input)
+    out_dtype = out_dtype or output_dtype(input)
     if normalizer is not None:
         fused_sum = partial(
             pointwise_loss,
@@ -81,9 +82,7 @@ def pointwise_loss(
             pos_weight=pos_weight,
             backend=backend,
         )
-        return divided_sum(fused_sum, input, reduction, normalizer)
-
-    out_dtype = out_dtype or output_dtype(input)
+        return divided_sum(fused_sum, out_dtype, reduction, normalizer)
     backend = choose_backend(backend, input, target, weight, pos_weight)
     if backend == "reference" or learns(weight, pos_weight):
         return _by_reference(formula, a, b, reduction, weight, pos_weight, input.to(out_dtype), target.to(out_dtype))

@@ -20,7 +20,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write line
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from corpus import load_tokenizer, token_blocks
 from report import print_table, save_picture
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fused_losses
+from fused_losses.integrations.accelerate import check_accelerator
 from fused_losses.testing import peak_bytes
 
 LOSSES = ("torch", "fused", "head")
@@ -70,11 +71,14 @@ def loss_of_logits(name: str) -> nn.Module:
 
 
 def build_accelerator(arguments: argparse.Namespace) -> Accelerator:
-    return Accelerator(
-        # Without this, processes on a machine without a GPU would each train alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=arguments.precision,
-        gradient_accumulation_steps=arguments.accumulation,
+    return check_accelerator(
+        Accelerator(
+            # Without this, processes on a machine without a GPU would each train alone.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=arguments.precision,
+            # Batches go on beyond the end of the loader, which is no reason for a step.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(arguments.accumulation, sync_with_dataloader=False),
+        )
     )
 
 

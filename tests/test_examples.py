@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = "examples/train_language_model.py"
+SCRIPT, CLASSIFIER = "examples/train_language_model.py", "examples/accelerate_direct.py"
 TINY = [
     "--steps",
     "3",
@@ -82,6 +83,15 @@ def test_options(output, options):
     run(SCRIPT, *TINY, "--output", output, *options)
 
 
-@pytest.mark.parametrize("command", [[SCRIPT], ["-m", "fused_losses"], ["-m", "fused_losses", "check"]])
+@pytest.mark.parametrize(
+    ("processes", "options"), [(1, ["--precision", "bf16", "--accumulation", "4"]), (2, ["--batch-size", "16"])]
+)
+def test_the_classifier_learns(processes, options):
+    printed = run(CLASSIFIER, *options, processes=processes)
+    count, accuracy = re.search(r"(\d) process\(es\): loss \S+, accuracy (\S+)", printed).groups()
+    assert int(count) == processes and float(accuracy) > 0.93
+
+
+@pytest.mark.parametrize("command", [[SCRIPT], [CLASSIFIER], ["-m", "fused_losses"], ["-m", "fused_losses", "check"]])
 def test_help(command):
     assert "usage" in run(*command, "--help")

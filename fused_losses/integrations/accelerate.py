@@ -82,7 +82,7 @@ class GlobalBatches:
 
 
 def _fetch(batches: Iterator[Any], loader: Any, steps: int) -> list[Any]:
-    """Up to this many batches; stops with the last one, for a loader asked beyond its end leaves Accelerate's state."""
+    """Up to this many batches; asked beyond its last one, a loader would no longer say which of its samples repeat."""
     group = list(islice(batches, 1))
     while group and len(group) < steps and not loader.end_of_dataloader:
         group.append(next(batches))

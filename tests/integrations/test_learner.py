@@ -276,19 +276,23 @@ def test_accumulation_with_an_incomplete_group(kind):
         learn.fit(1)
     expected, _ = trained(model(), nn.CrossEntropyLoss(), epochs=2, groups=3)
     assert_alike(learn.model, expected)
+    assert len(shared.acc._optimizers) == 1  # or clipping would unscale the first fit's once more
     assert len(steps) == 6 and shared.acc.gradient_accumulation_steps == 3
 
 
-def test_a_fit_cancelled_between_two_steps_leaves_nothing_behind():
+@pytest.mark.parametrize("exception", [CancelFitException, CancelEpochException])
+def test_what_is_cancelled_between_two_steps_leaves_nothing_behind(exception):
     class Stop(Callback):
         def after_batch(self, learn):
-            raise CancelFitException
+            if learn.training and learn.epoch == 0:
+                raise exception
 
     shared = AccelerateCB(gradient_accumulation_steps=3)
     learn = Learner(model(), loaders(), nn.CrossEntropyLoss(), RATE, [shared])
-    learn.fit(1, cbs=Stop())
-    assert_alike(learn.model, model(), 0)
-    learn.fit(1)
+    learn.fit(2, cbs=Stop())
+    if exception is CancelFitException:
+        assert_alike(learn.model, model(), 0)
+        learn.fit(1)
     assert_alike(learn.model, trained(model(), nn.CrossEntropyLoss(), groups=3)[0])
 
 

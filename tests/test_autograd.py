@@ -85,6 +85,19 @@ def test_hooks_and_accumulation(spec, backend, device):
 
 
 @each_spec
+def test_the_loss_may_be_scaled_in_place(spec, backend, device):
+    """Trainers multiply it by processes and divide it by steps, before backward."""
+    sample = first(spec, device)
+    loss, x = spec.build(sample, backend), sample.tensors[0].clone().requires_grad_()
+    expected = gradient(loss, x, *sample.tensors[1:])
+    value = loss(x, *sample.tensors[1:])
+    value *= 3.0
+    value /= 2.0
+    value.sum().backward()
+    torch.testing.assert_close(x.grad, expected * 1.5)
+
+
+@each_spec
 def test_anomaly_mode(spec, backend, device):
     sample = first(spec, device)
     x = sample.tensors[0].clone().requires_grad_()

@@ -51,6 +51,14 @@ def test_repr_names_the_class(spec):
 
 
 @each_pair
+def test_modules_are_pickled_with_their_options(spec):
+    module = spec.loss(reduction="sum", backend="reference").eval()
+    twin = pickle.loads(pickle.dumps(module))
+    assert type(twin) is spec.loss and repr(twin) == repr(module) and not twin.training
+    assert (twin.reduction, twin.backend) == ("sum", "reference")
+
+
+@each_pair
 def test_state_survives_everything(spec, backend, device):
     for sample in spec.samples():
         if not any(isinstance(value, torch.Tensor) for value in sample.options.values()):

@@ -210,7 +210,7 @@ def test_callbacks_of_miniai_beside_ours(callback, capsys):
     learn = miniai.Learner(model(), loaders(), loss, RATE, [callback(), stock, bar])
     learn.fit(2)
     Learner(model(), loaders(), loss, RATE, [callback(), ours]).fit(2)
-    assert [eval(line) for line in capsys.readouterr().out.splitlines()] == bar.lines
+    assert [eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == bar.lines
     # And the other way round: their metrics in our learner, below our bar.
     mixed = miniai.MetricsCB()
     Learner(model(), loaders(), loss, RATE, [callback(), mixed, ProgressCB()]).fit(2)
@@ -253,7 +253,7 @@ def test_losses_move_to_the_device(kind):
 
 def test_default_device_and_nested_batches():
     callback = DeviceCB()
-    assert callback.device == (torch.accelerator.current_accelerator() or torch.device("cpu"))
+    assert callback.device == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     callback.device = "meta"
     learn = types.SimpleNamespace(batch={"inputs": [torch.ones(2)], "names": ("a", torch.ones(1))})
     callback.before_batch(learn)

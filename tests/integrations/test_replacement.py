@@ -1,7 +1,6 @@
 """replace_losses: every loss of torch becomes ours where it is, keeps what it has, and comes back."""
 
 import copy
-import pickle
 from functools import partial
 from types import SimpleNamespace
 
@@ -30,7 +29,6 @@ def test_modules_keep_what_they_have(spec):
         torch.testing.assert_close(original(*sample.tensors), expected)
         assert len(calls) == 2 and not original.training
         assert list(original.state_dict()) == list(state)
-        assert repr(pickle.loads(pickle.dumps(spec.loss()))) == repr(spec.loss())
         assert vars(original).keys() == vars(spec.loss()).keys()
         original.backend = "reference"
     assert type(original) is spec.original and vars(original).keys() == attributes.keys()

@@ -22,7 +22,7 @@ class DeviceCB(Callback):
     """
 
     def __init__(self, device: torch.device | str | None = None):
-        self.device = device or torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
     def before_fit(self, learn: Any) -> None:
         learn.model.to(self.device)

@@ -83,7 +83,7 @@ class DeferringHead(LinearCrossEntropyHead):
 
     def __call__(self, input: Tensor, *arguments: Any, **options: Any) -> Any:
         if self.deferring_to and not arguments:
-            return DeferredLogits(*self.deferring_to, input)
+            return DeferredLogits(self.deferring_to[0], input)
         return super().__call__(input, *arguments, **options)
 
 

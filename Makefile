@@ -25,7 +25,7 @@ help: ## shows this
 demo: $(STAMPS)/build $(STAMPS)/demo ## trains a small language model with torch's loss and with ours, and shows both
 	$(PY) examples/train_language_model.py --output outputs/demo
 
-test: $(STAMPS)/build $(STAMPS)/test $(STAMPS)/demo ## runs the whole suite
+test: $(STAMPS)/build $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/integrations ## runs the whole suite
 	$(PY) -m pytest -n 2
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton/interpreted -n 2
 	$(PY) -m pytest tests/triton/compiled -n 2
@@ -61,6 +61,8 @@ endif
 $(STAMPS)/build: $(STAMPS)/environment $(SOURCES)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
+
+$(STAMPS)/integrations: INSTALL += --no-deps
 
 $(STAMPS)/%: requirements/%.txt $(STAMPS)/environment
 	$(INSTALL) -r $<

@@ -136,6 +136,8 @@ def trainer_ignores_its_label_smoothing():
     same = {"compute_loss_func": CausalLMLoss(label_smoothing=0.1), "label_smoothing_factor": 0.1}
     check(trainer_gradients(llama(fused=False), 4, **same), smoothed, 2e-6)
     check(trainer_gradients(fused_losses.fuse_lm_head(llama(fused=False), label_smoothing=0.1), 4), smoothed, 2e-6)
+    # Trainer then smooths by itself, from logits that a fused model makes for it.
+    check(trainer_gradients(llama(), 4, label_smoothing_factor=0.1), smoothed, 2e-6)
 
 
 def accelerate_fsdp2():

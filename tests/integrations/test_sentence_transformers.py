@@ -8,7 +8,7 @@ from torch import nn
 
 from fused_losses import CrossEntropyLoss
 
-pytestmark = pytest.mark.frameworks
+pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("fresh_accelerate")]
 WIDTH, CLASSES = 8, 3
 
 

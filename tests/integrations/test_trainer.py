@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from fused_losses import fuse_lm_head
 from fused_losses.integrations.trainer import CausalLMLoss
 
 CLASSES = 50
@@ -73,12 +74,42 @@ def test_copies_and_pickles():
         torch.testing.assert_close(other(*batch()), loss(*batch()))
 
 
-def test_is_a_models_loss_function():
+def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.manual_seed(0)
     sizes = {"vocab_size": CLASSES, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+
+
+def test_is_a_models_loss_function():
+    model = llama()
     tokens = torch.randint(CLASSES, (2, 7))
     expected = model(input_ids=tokens, labels=tokens, num_items_in_batch=5).loss
     model.loss_function = CausalLMLoss()
     torch.testing.assert_close(model(input_ids=tokens, labels=tokens, num_items_in_batch=5).loss, expected)
+
+
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_fused_model_is_evaluated(tmp_path):
+    """Trainer gathers tensors only, so predictions are made of the logits before."""
+    from transformers import Trainer, TrainingArguments
+
+    class Evaluating(Trainer):
+        def prediction_step(self, *arguments, **options):
+            loss, logits, labels = super().prediction_step(*arguments, **options)
+            return loss, None if logits is None else logits.argmax(dim=-1), labels
+
+    def accuracy(results):
+        return {"accuracy": (results.predictions[:, :-1] == results.label_ids[:, 1:]).mean().item()}
+
+    rows = [{"input_ids": tokens, "labels": tokens} for tokens in torch.randint(CLASSES, (6, 9))]
+    settings = TrainingArguments(str(tmp_path), per_device_eval_batch_size=2, use_cpu=True, report_to=[])
+    for metrics in (None, accuracy):
+        kinds = fuse_lm_head(llama()), llama()
+        ours, theirs = (
+            Evaluating(model, settings, eval_dataset=rows, compute_metrics=metrics).evaluate() for model in kinds
+        )
+        for name in ("eval_loss", "eval_accuracy")[: 1 if metrics is None else 2]:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name

@@ -9,6 +9,7 @@ import fused_losses
 
 pytestmark = [
     pytest.mark.frameworks,
+    pytest.mark.usefixtures("fresh_accelerate"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # TRL's use of it
 ]
 WORDS = 60

@@ -181,8 +181,11 @@ def test_the_curve_in_a_notebook(monkeypatch):
     display = types.SimpleNamespace(
         Image=lambda png: png, display=lambda image, display_id: shown.append(image) or handle
     )
-    shell = types.SimpleNamespace(kernel=None)
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
+    hooks = types.SimpleNamespace(register=lambda event, function: None)  # matplotlib's, once it is imported
+    shell = types.SimpleNamespace(kernel=None, events=hooks, enable_gui=lambda gui: None)
+    monkeypatch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display, version_info=(9, 0))
+    )
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     learn = Learner(model(), loaders(), F.cross_entropy, RATE, [TrainCB(), ProgressCB(plot=True)])
     learn.fit(2)

@@ -30,7 +30,7 @@ test: $(STAMPS)/build $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/integrations ## ru
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton/interpreted -n 2
 	$(PY) -m pytest tests/triton/compiled -n 2
 
-lint: $(STAMPS)/lint $(STAMPS)/build ## checks style and types
+lint: $(STAMPS)/lint $(STAMPS)/build $(STAMPS)/test $(STAMPS)/demo $(STAMPS)/integrations ## checks style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)

@@ -16,6 +16,7 @@ import fused_losses
 from fused_losses.functional import linear_cross_entropy
 
 pytestmark = pytest.mark.frameworks
+PATIENCE = 300  # seconds; every rank imports all of the frameworks
 
 
 @contextmanager  # also a decorator
@@ -162,8 +163,8 @@ TRAINER = [trainer, trainer_ignores_its_label_smoothing]
 
 
 def test_on_one_rank():
-    run_cases(TRAINER, 1)
+    run_cases(TRAINER, 1, timeout=PATIENCE)
 
 
 def test_on_two_ranks():
-    run_cases([*TRAINER, accelerate_fsdp2, zero_2, zero_3, zero_3_leaves_empty_weights], 2)
+    run_cases([*TRAINER, accelerate_fsdp2, zero_2, zero_3, zero_3_leaves_empty_weights], 2, timeout=PATIENCE)

@@ -8,7 +8,12 @@ import pytest
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # of torch, in Lightning
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # Lightning's advice
+]
 
 
 def sections():

@@ -45,7 +45,8 @@ class Axis:
 class Index:
     """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis."""
 
-    terms: tuple[tuple[str, int], ...] = ()  # (axis name, coefficient, 1 or -1 but for strided slices)
+    # (axis name, coefficient): 1 or -1 but for strided slices and flat tensors, which split axes read at i * C + j.
+    terms: tuple[tuple[str, int | Size], ...] = ()
     offset: Size = Size("const", 0)
 
 
@@ -54,11 +55,14 @@ class Expression:
     """A node of an elementwise expression; shared nodes are the same object and are computed once.
 
     ``op`` and what it takes:
-        "load": ``attributes`` buffer (str), index (tuple[Index, ...], one for each dimension of the buffer), guarded
-            (bool): whether the index may lie outside, where the load must yield 0 without touching memory.
+        "load": ``attributes`` buffer (str), index (tuple[Index | Expression, ...], one for each dimension of the
+            buffer; an int64 expression where another tensor says which element), guarded (bool): whether the index
+            may lie outside, where the load must yield 0 without touching memory.
         "constant": value (number).    "parameter": name, a number given at run time (a hyper-parameter).
         "size": value (Size), a size as a number.    "index": value (Index), an int64 position along axes.
         "cast": one argument, to ``dtype``.
+        "checked": one int64 argument and size (Size): the argument where 0 <= it < size; elsewhere 0, and the call
+            raises IndexError once it has run.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
     """
@@ -83,7 +87,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Stage:
-    """One computed buffer, whose dimensions are ``axes`` in order (dimensions of size 1 have an axis too)."""
+    """One computed buffer, whose dimensions are ``axes`` in order (dimensions of size 1 have an axis too).
+
+    Stages over the same domain name its axes alike and share the nodes of their expressions.
+    """
 
     buffer: Buffer
     axes: tuple[Axis, ...]

@@ -1,0 +1,220 @@
+"""From values to programs: stages for reductions and results, everything else inside their expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .ir import Axis, Buffer, Expression, Extern, Program, Read, Size, Stage
+from .values import ORIGIN, External, Input, Position, Positions, Reduction, Stored, Value, is_one, size_of
+
+if TYPE_CHECKING:
+    from .tracing import Trace
+
+
+class Lowering:
+    """Builds one program. ``given`` are inputs and what an earlier program has saved, with their buffers."""
+
+    def __init__(self, given: dict[Value, Buffer], prefix: str):
+        self.prefix = prefix  # of the names of new buffers
+        self.buffers: dict[Value, Buffer] = dict(given)
+        self.steps: list[Stage | Extern] = []
+        self.used: dict[str, None] = {}  # buffers that are read
+        self.parameters: dict[str, None] = {}
+        self._elements: dict[tuple[Value, Positions], Expression] = {}
+        self._nodes: dict[Any, Expression] = {}
+
+    # Expressions, of which equal ones are one object.
+
+    def make(self, op: str, dtype: torch.dtype, *arguments: Expression, **attributes: Any) -> Expression:
+        key = (op, dtype, arguments, tuple(attributes.items()), tuple(type(v) for v in attributes.values()))
+        if key not in self._nodes:
+            self._nodes[key] = Expression(op, dtype, arguments, tuple(attributes.items()))
+        return self._nodes[key]
+
+    def number(self, number: Any, dtype: torch.dtype) -> Expression:
+        """A constant, a size or a hyper-parameter in a dtype."""
+        if isinstance(number, (torch.SymInt, torch.SymFloat)):
+            return self.cast(self._scalar(number.node.expression), dtype)
+        if dtype.is_floating_point:
+            number = float(number)
+        else:
+            number = bool(number) if dtype is torch.bool else int(number)
+        return self.make("constant", dtype, value=number)
+
+    def _scalar(self, expression: Expression) -> Expression:
+        if expression.op == "parameter":
+            self.parameters[expression["name"]] = None
+        arguments = (self._scalar(argument) for argument in expression.arguments)
+        return self.make(expression.op, expression.dtype, *arguments, **dict(expression.attributes))
+
+    def cast(self, expression: Expression, dtype: torch.dtype) -> Expression:
+        if expression.dtype is dtype:
+            return expression
+        if expression.op == "constant":
+            return self.number(expression["value"], dtype)
+        return self.make("cast", dtype, expression)
+
+    def binary(self, op: str, dtype: torch.dtype, a: Expression, b: Expression) -> Expression:
+        """An operation without those that change nothing."""
+        neutral = {"add": 0, "mul": 1}[op]
+        for one, other in ((a, b), (b, a)):
+            if one.op == "constant" and one["value"] == neutral:
+                return other
+        return self.make(op, dtype, a, b)
+
+    def where(self, condition: Expression, a: Expression, b: Expression) -> Expression:
+        if condition.op == "constant":
+            return a if condition["value"] else b
+        return a if a is b else self.make("where", a.dtype, condition, a, b)
+
+    def load(self, buffer: str, dtype: torch.dtype, positions: Sequence[Position]) -> Expression:
+        self.used[buffer] = None
+        index = tuple(position.index() for position in positions)
+        return self.make("load", dtype, buffer=buffer, index=index, guarded=any(p.guarded for p in positions))
+
+    def element(self, value: Value, positions: Positions) -> Expression:
+        key = (value, positions)
+        if key not in self._elements:
+            self._elements[key] = value.element(self, positions)
+        return self._elements[key]
+
+    # Buffers.
+
+    def load_stored(self, value: Value, positions: Positions) -> Expression:
+        """An element of a value that has a buffer of its own, which lacks the digits of size 1."""
+        buffer = self.buffer(value)
+        flat = [p for each, digits in zip(positions, value.digits) for p, d in zip(each, digits) if not is_one(d)]
+        return self.load(buffer.name, value.dtype, flat)
+
+    def buffer(self, value: Value) -> Buffer:
+        """Where a value is in memory; its step is added where there is none yet."""
+        if value not in self.buffers:
+            if isinstance(value, External):
+                self._call(value)
+            elif isinstance(value, Reduction):
+                self._reduce(value)
+            else:
+                self._store(value)
+        return self.buffers[value]
+
+    def _new_name(self) -> str:
+        return f"{self.prefix}{len(self.steps)}"
+
+    def _stage(self, value: Value, operand: Value, reduced: Sequence[int], combine: Any) -> None:
+        """Adds the stage that loops over the digits of an operand."""
+        outer: list[Axis] = []
+        inner: list[Axis] = []
+        positions: list[tuple[Position, ...]] = []
+        for d, digits in enumerate(operand.digits):
+            along: list[Position] = []
+            for digit in digits:
+                if is_one(digit):
+                    along.append(ORIGIN)
+                    continue
+                axis = Axis(f"i{len(outer) + len(inner)}", size_of(digit))
+                (inner if d in reduced else outer).append(axis)
+                along.append(Position.of({axis.name: 1}, 0))
+            positions.append(tuple(along))
+        expression = self.element(operand, tuple(positions))
+        if combine in ("any", "all"):
+            expression = self.cast(expression, torch.bool)
+        elif combine in ("sum", "prod"):
+            expression = self.cast(expression, value.dtype)
+        buffer = Buffer(self._new_name(), tuple(axis.extent for axis in outer), value.dtype)
+        if not inner:
+            combine = None
+            expression = self.cast(expression, value.dtype)
+        self.steps.append(Stage(buffer, tuple(outer), expression, tuple(inner), combine))
+        self.buffers[value] = buffer
+
+    def _reduce(self, value: Reduction) -> None:
+        self._stage(value, value.operand, value.dimensions, value.combine)
+
+    def _store(self, value: Value) -> None:
+        operand = value.operand if isinstance(value, Stored) else value
+        self._stage(value, operand, (), None)
+
+    def _call(self, value: External) -> None:
+        call = value.call
+        arguments = self._readable(call.arguments)
+        keywords = self._readable(call.keywords)
+        for output in call.outputs:
+            sizes = tuple(size_of(extent) for extent in output.shape)
+            self.buffers[output] = Buffer(f"{self._new_name()}_{output.output}", sizes, output.dtype)
+        buffers = tuple(self.buffers[output] for output in call.outputs)
+        self.steps.append(Extern(buffers, call.target, arguments, keywords))
+
+    def _readable(self, argument: Any) -> Any:
+        """An argument of an operator, with values in memory and sizes as numbers."""
+        if isinstance(argument, Value):
+            return Read(self.shaped(argument).name)
+        if isinstance(argument, torch.SymInt):
+            return argument.node.size
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(self._readable(a) for a in argument)
+        if isinstance(argument, dict):
+            return {name: self._readable(a) for name, a in argument.items()}
+        return argument
+
+    def shaped(self, value: Value) -> Buffer:
+        """A buffer with the very shape of a value."""
+        buffer = self.buffer(value)
+        sizes = tuple(size_of(extent) for extent in value.shape)
+        self.used[buffer.name] = None
+        if buffer.sizes == sizes:
+            return buffer
+        name = self._new_name()
+        reshaped = Buffer(name, sizes, value.dtype)
+        self.steps.append(Extern((reshaped,), torch.ops.aten.reshape.default, (Read(buffer.name), list(sizes))))
+        self.used[name] = None
+        return reshaped
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The two programs of a trace. Buffers named alike are the same tensor."""
+
+    forward: Program  # inputs → outputs, then what is saved
+    backward: Program | None  # inputs, saved, gradients of outputs → gradients of inputs
+    saved: tuple[str, ...]
+    shapes: tuple[tuple[Size, ...], ...]  # of the outputs
+    gradient_shapes: tuple[tuple[Size, ...] | None, ...]  # of the gradients; None where there is no influence
+
+
+def lower(trace: Trace) -> Lowered:
+    """The programs of a trace; a forward that saves nothing is the same without a backward."""
+    inputs = {value: _buffer(value) for value in (*trace.inputs, *trace.constants)}
+    forward = Lowering(inputs, "f")
+    outputs = [forward.buffer(value) for value in trace.outputs]
+    if not any(cotangent is not None for cotangent in trace.cotangents):
+        return Lowered(_program(forward, inputs.values(), outputs), None, (), _shapes(trace.outputs), ())
+    cotangents = {value: _buffer(value) for value in trace.cotangents if value is not None}
+    saved = {value: buffer for value, buffer in forward.buffers.items() if value not in inputs}
+    backward = Lowering({**inputs, **saved, **cotangents}, "g")
+    gradients = [backward.buffer(value) for value in trace.gradients if value is not None]
+    names = {buffer.name for buffer in gradients}
+    kept = [buffer for buffer in saved.values() if buffer.name in backward.used or buffer.name in names]
+    return Lowered(
+        _program(forward, inputs.values(), [*outputs, *kept]),
+        _program(backward, [*inputs.values(), *kept, *cotangents.values()], gradients),
+        tuple(buffer.name for buffer in kept),
+        _shapes(trace.outputs),
+        _shapes(trace.gradients),
+    )
+
+
+def _buffer(value: Input) -> Buffer:
+    return Buffer(value.name, tuple(size_of(extent) for extent in value.shape), value.dtype)
+
+
+def _shapes(values: Iterable[Value | None]) -> tuple[Any, ...]:
+    return tuple(None if v is None else tuple(size_of(extent) for extent in v.shape) for v in values)
+
+
+def _program(lowering: Lowering, inputs: Iterable[Buffer], outputs: Sequence[Buffer]) -> Program:
+    names = tuple(buffer.name for buffer in outputs)
+    return Program(tuple(inputs), tuple(lowering.parameters), tuple(lowering.steps), names)

@@ -1,0 +1,419 @@
+"""Sizes and hyper-parameters that a trace leaves open: numbers with a formula, and the comparisons it relied on.
+
+A :class:`Number` speaks the protocol of torch's symbolic integers, so ``torch.SymInt(number)`` can be the size of a
+tensor. It has a formula (a polynomial of input sizes, or an expression of hyper-parameters) and the value it has in
+the call that is traced. Where Python must know a truth value, the answer follows from the formula alone or becomes a
+:class:`Guard`: the trace serves exactly the calls in which every guard holds.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .ir import Expression, Size
+
+Polynomial = dict[tuple[int, ...], int]  # monomial (indices of atoms, sorted) to coefficient, never 0
+Formula = Polynomial | Expression
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+}
+ARITHMETIC: Mapping[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "neg": operator.neg,
+    "abs": abs,
+    "floordiv": operator.floordiv,
+    "max": max,
+    "min": min,
+}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A comparison that a trace relied on: ``left`` compared with ``right`` came out as ``outcome``."""
+
+    comparison: str
+    left: Size | Expression
+    right: Size | Expression
+    outcome: bool
+
+    def holds(self, shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, float]) -> bool:
+        left, right = (evaluate(side, shapes, parameters) for side in (self.left, self.right))
+        return COMPARISONS[self.comparison](left, right) is self.outcome
+
+
+def evaluate(number: Size | Expression, shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, float]) -> Any:
+    """The value of a size or of a scalar expression for given inputs."""
+    if number.op == "const":
+        return number.value
+    if number.op == "size" and isinstance(number, Size):
+        name, dimension = number.value
+        return shapes[name][dimension]
+    if isinstance(number, Expression):
+        if number.op == "constant":
+            return number["value"]
+        if number.op == "parameter":
+            return parameters[number["name"]]
+        if number.op == "size":
+            return float(evaluate(number["value"], shapes, parameters))
+    return ARITHMETIC[number.op](*(evaluate(a, shapes, parameters) for a in number.arguments))
+
+
+class Assumptions:
+    """The open sizes of one trace, what is known of them, and the guards it made."""
+
+    def __init__(self) -> None:
+        self.atoms: list[Size] = []
+        self.hints: list[int] = []
+        self.least: list[int] = []  # what an atom is at least
+        self.guards: list[Guard] = []
+        self._indices: dict[Size, int] = {}
+
+    def size(self, name: str, dimension: int, hint: int) -> torch.SymInt:
+        """A dimension of an input; those of 0 and 1 are fixed by the pattern, so this one is at least 2."""
+        return torch.SymInt(self.atom(Size("size", (name, dimension)), hint, 2))
+
+    def parameter(self, name: str, hint: float) -> torch.SymFloat:
+        return torch.SymFloat(Number(self, Expression("parameter", torch.float64, (), (("name", name),)), hint))
+
+    def atom(self, size: Size, hint: int, least: int) -> Number:
+        if size not in self._indices:
+            self._indices[size] = len(self.atoms)
+            self.atoms.append(size)
+            self.hints.append(hint)
+            self.least.append(least)
+        return Number(self, {(self._indices[size],): 1}, hint)
+
+    def as_size(self, polynomial: Polynomial) -> Size:
+        terms = []
+        for monomial, coefficient in sorted(polynomial.items()):
+            factors = [self.atoms[i] for i in monomial]
+            if coefficient != 1 or not factors:
+                factors = [Size("const", coefficient), *factors]
+            terms.append(_chain("mul", factors))
+        return _chain("add", terms) if terms else Size("const", 0)
+
+    def bounds(self, polynomial: Polynomial) -> tuple[float, float]:
+        """What a polynomial is at least and at most, where its signs say so."""
+        shifted: Polynomial = {}
+        for monomial, coefficient in polynomial.items():
+            product: Polynomial = {(): coefficient}
+            for index in monomial:  # atom = its least value + something not negative
+                product = _multiplied(product, {(index,): 1, (): self.least[index]})
+            shifted = _added(shifted, product)
+        constant = shifted.pop((), 0)
+        low = constant if all(c >= 0 for c in shifted.values()) else -math.inf
+        high = constant if all(c <= 0 for c in shifted.values()) else math.inf
+        return low, high
+
+    def differ(self, polynomial: Polynomial) -> bool:
+        """Whether a polynomial is the difference of two input sizes: a pattern says which of them are equal."""
+        return sorted(polynomial.values()) == [-1, 1] and all(
+            len(m) == 1 and self.atoms[m[0]].op == "size" for m in polynomial
+        )
+
+
+def _chain(op: str, sizes: list[Size]) -> Size:
+    result = sizes[0]
+    for size in sizes[1:]:
+        result = Size(op, arguments=(result, size))
+    return result
+
+
+def _added(a: Polynomial, b: Polynomial) -> Polynomial:
+    result = dict(a)
+    for monomial, coefficient in b.items():
+        result[monomial] = result.get(monomial, 0) + coefficient
+    return {monomial: coefficient for monomial, coefficient in result.items() if coefficient}
+
+
+def _multiplied(a: Polynomial, b: Polynomial) -> Polynomial:
+    result: Polynomial = {}
+    for left, c in a.items():
+        for right, d in b.items():
+            monomial = tuple(sorted(left + right))
+            result[monomial] = result.get(monomial, 0) + c * d
+    return {monomial: coefficient for monomial, coefficient in result.items() if coefficient}
+
+
+def _divided(a: Polynomial, b: Polynomial) -> Polynomial | None:
+    """a / b where it is exact and b one monomial."""
+    if len(b) != 1:
+        return {(): 1} if a == b else None
+    ((divisor, c),) = b.items()
+    result: Polynomial = {}
+    for monomial, coefficient in a.items():
+        left = list(monomial)
+        for index in divisor:
+            if index not in left:
+                return None
+            left.remove(index)
+        if coefficient % c:
+            return None
+        result[tuple(left)] = coefficient // c
+    return result
+
+
+class Number:
+    """A symbolic int, float or bool in torch's protocol; every method's name is torch's."""
+
+    def __init__(self, assumptions: Assumptions, formula: Formula | Guard, hint: Any):
+        self.assumptions, self.formula, self.hint = assumptions, formula, hint
+
+    # What it is.
+
+    def is_int(self) -> bool:
+        return isinstance(self.formula, dict)
+
+    def is_float(self) -> bool:
+        return isinstance(self.formula, Expression)
+
+    def is_bool(self) -> bool:
+        return isinstance(self.formula, Guard)
+
+    def is_nested_int(self) -> bool:
+        return False
+
+    def nested_int(self) -> None:
+        return None
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def has_hint(self) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
+        return self.maybe_as_int() is not None
+
+    def maybe_as_int(self) -> int | None:
+        if isinstance(self.formula, dict) and not self.formula.keys() - {()}:
+            return self.hint
+        return None
+
+    def clone(self) -> Number:
+        return self
+
+    def str(self) -> str:
+        return f"{self.hint}?"
+
+    __str__ = __repr__ = _graph_repr = str
+
+    @property
+    def size(self) -> Size:
+        assert isinstance(self.formula, dict)
+        return self.assumptions.as_size(self.formula)
+
+    @property
+    def expression(self) -> Expression:
+        """As a scalar of an expression: float64, or int64 for an integer."""
+        if isinstance(self.formula, Expression):
+            return self.formula
+        constant = self.maybe_as_int()
+        if constant is not None:
+            return Expression("constant", torch.int64, (), (("value", constant),))
+        return Expression("size", torch.int64, (), (("value", self.size),))
+
+    # Constants.
+
+    def wrap_int(self, number: int) -> Number:
+        return Number(self.assumptions, {(): number} if number else {}, number)
+
+    def wrap_float(self, number: float) -> Number:
+        return Number(self.assumptions, Expression("constant", torch.float64, (), (("value", number),)), number)
+
+    def wrap_bool(self, value: bool) -> Number:
+        zero = Size("const", 0)
+        return Number(self.assumptions, Guard("eq" if value else "ne", zero, zero, True), value)
+
+    # Arithmetic.
+
+    def _integer(self, polynomial: Polynomial, hint: int) -> Number:
+        return Number(self.assumptions, polynomial, hint)
+
+    def _number(self, op: str, *others: Number) -> Number:
+        operands = (self, *others)
+        expression = Expression(op, torch.float64, tuple(n.sym_float().formula for n in operands))  # type: ignore[misc]
+        return Number(self.assumptions, expression, ARITHMETIC[op](*(float(n.hint) for n in operands)))
+
+    def add(self, other: Number) -> Number:
+        if isinstance(self.formula, dict) and isinstance(other.formula, dict):
+            return self._integer(_added(self.formula, other.formula), self.hint + other.hint)
+        return self._number("add", other)
+
+    def mul(self, other: Number) -> Number:
+        if isinstance(self.formula, dict) and isinstance(other.formula, dict):
+            return self._integer(_multiplied(self.formula, other.formula), self.hint * other.hint)
+        return self._number("mul", other)
+
+    def neg(self) -> Number:
+        return self.mul(self.wrap_int(-1)) if self.is_int() else self._number("neg")
+
+    def sub(self, other: Number) -> Number:
+        return self.add(other.neg()) if self.is_int() and other.is_int() else self._number("sub", other)
+
+    def int_floordiv(self, other: Number) -> Number:
+        exact = _divided(self.formula, other.formula)  # type: ignore[arg-type]
+        if exact is not None:
+            return self._integer(exact, self.hint // other.hint)
+        low, _ = self.assumptions.bounds(self.formula)  # type: ignore[arg-type]
+        divisor = other.maybe_as_int()
+        least = int(low) // divisor if low > -math.inf and divisor is not None and divisor > 0 else None
+        return self._atom("floordiv", other, self.hint // other.hint, least)
+
+    def _atom(self, op: str, other: Number, hint: int, least: int | None) -> Number:
+        if least is None:  # nothing is known, so nothing may be concluded
+            least = -(2**62)
+        return self.assumptions.atom(Size(op, arguments=(self.size, other.size)), hint, least)
+
+    def mod(self, other: Number) -> Number:
+        return self.sub(self.int_floordiv(other).mul(other))
+
+    def sym_min(self, other: Number) -> Number:
+        return self if self.le(other).guard_bool() else other
+
+    def sym_max(self, other: Number) -> Number:
+        return self if self.ge(other).guard_bool() else other
+
+    def pow_by_natural(self, other: Number) -> Number:
+        result = self.wrap_int(1)
+        for _ in range(other.guard_int()):
+            result = result.mul(self)
+        return result
+
+    def float_truediv(self, other: Number) -> Number:
+        return self._number("div", other)
+
+    truediv = int_truediv = float_truediv
+    floordiv = int_floordiv
+
+    def float_pow(self, other: Number) -> Number:
+        return self._number("pow", other)
+
+    pow = float_pow
+
+    def abs(self) -> Number:
+        if self.is_int():
+            return self if self.ge(self.wrap_int(0)).guard_bool() else self.neg()
+        return self._number("abs")
+
+    def sym_float(self) -> Number:
+        if self.is_float():
+            return self
+        constant = self.maybe_as_int()
+        if constant is not None:
+            return self.wrap_float(float(constant))
+        expression = Expression("size", torch.float64, (), (("value", self.size),))
+        return Number(self.assumptions, expression, float(self.hint))
+
+    def floor(self) -> Number:
+        return self if self.is_int() else self.wrap_int(math.floor(self.guard_float()))
+
+    def ceil(self) -> Number:
+        return self if self.is_int() else self.wrap_int(math.ceil(self.guard_float()))
+
+    def trunc(self) -> Number:
+        return self if self.is_int() else self.wrap_int(math.trunc(self.guard_float()))
+
+    sym_int = trunc
+
+    # Comparisons and what Python or C++ must know.
+
+    def _compared(self, comparison: str, other: Number) -> Number:
+        outcome = COMPARISONS[comparison](self.hint, other.hint)
+        if isinstance(self.formula, dict) and isinstance(other.formula, dict):
+            difference = _added(self.formula, _multiplied(other.formula, {(): -1}))
+            low, high = self.assumptions.bounds(difference)
+            decided = low > 0 or high < 0 or low == high == 0
+            decided |= comparison in ("ge", "lt") and low >= 0
+            decided |= comparison in ("le", "gt") and high <= 0
+            decided |= comparison in ("eq", "ne") and self.assumptions.differ(difference)
+            if decided:
+                return self.wrap_bool(outcome)
+            return Number(self.assumptions, Guard(comparison, self.size, other.size, outcome), outcome)
+        left, right = (n.sym_float().formula for n in (self, other))
+        return Number(self.assumptions, Guard(comparison, left, right, outcome), outcome)  # type: ignore[arg-type]
+
+    def eq(self, other: Number) -> Number:
+        if self.is_bool():
+            return self.wrap_bool(self.guard_bool() == other.guard_bool())
+        return self._compared("eq", other)
+
+    def ne(self, other: Number) -> Number:
+        return self._compared("ne", other)
+
+    def lt(self, other: Number) -> Number:
+        return self._compared("lt", other)
+
+    def le(self, other: Number) -> Number:
+        return self._compared("le", other)
+
+    def gt(self, other: Number) -> Number:
+        return self._compared("gt", other)
+
+    def ge(self, other: Number) -> Number:
+        return self._compared("ge", other)
+
+    def sym_not(self) -> Number:
+        return self.wrap_bool(not self.guard_bool())
+
+    def sym_and(self, other: Number) -> Number:
+        return self.wrap_bool(self.guard_bool() and other.guard_bool())
+
+    def sym_or(self, other: Number) -> Number:
+        return self.wrap_bool(self.guard_bool() or other.guard_bool())
+
+    and_, or_ = sym_and, sym_or
+
+    def guard_bool(self, file: Any = "", line: int = 0) -> bool:
+        assert isinstance(self.formula, Guard)
+        guard = self.formula
+        constant = guard.left.op == guard.right.op == "const"
+        if not constant and guard not in self.assumptions.guards:
+            self.assumptions.guards.append(guard)
+        return self.hint
+
+    expect_true = guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = guard_bool
+
+    def bool_(self) -> bool:
+        return self.guard_bool()
+
+    def guard_int(self, file: Any = "", line: int = 0) -> int:
+        """The value itself, which fixes it for this trace."""
+        self.eq(self.wrap_int(self.hint)).guard_bool()
+        return self.hint
+
+    def int_(self) -> int:
+        return self.guard_int()
+
+    def guard_float(self, file: Any = "", line: int = 0) -> float:
+        number = self.sym_float()
+        number.eq(number.wrap_float(number.hint)).guard_bool()
+        return number.hint
+
+    # Strides mean nothing to a trace, in which every tensor is its values: the call's own answer needs no guard.
+
+    def is_contiguous(self, sizes: Sequence[Number], strides: Sequence[Number]) -> Number:
+        expected, contiguous = 1, True
+        for size, stride in zip(reversed([n.hint for n in sizes]), reversed([n.hint for n in strides])):
+            contiguous &= size == 1 or stride == expected
+            expected *= size
+        return self.wrap_bool(contiguous)
+
+    is_non_overlapping_and_dense = is_contiguous
+
+    def is_channels_last_contiguous_2d(self, sizes: Sequence[Number], strides: Sequence[Number]) -> Number:
+        return self.wrap_bool(False)
+
+    is_channels_last_contiguous_3d = is_channels_last_strides_2d = is_channels_last_contiguous_2d
+    is_channels_last_strides_3d = is_channels_last_contiguous_2d

@@ -1,0 +1,319 @@
+"""Runs a loss and its gradient once on tensors without elements, and keeps what would have been computed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from .sizes import Assumptions
+from .values import Extent, External, ExternalCall, Input, Scalar, Value, product
+
+aten = torch.ops.aten
+# Operators of Python in which a size or a hyper-parameter may stand beside a tensor.
+ARITHMETIC = {
+    name.format(name_of_operator)
+    for name_of_operator in "add sub mul div truediv true_divide pow eq ne lt le gt ge maximum minimum where clamp".split()
+    for name in ("{}", "__{}__", "__r{}__", "__i{}__", "{}_")
+}
+_PACKAGE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class CannotFuse(Exception):
+    """Why a loss cannot be fused, in words for its author."""
+
+
+class Traced(Tensor):
+    """A tensor without elements whose :class:`Value` says what they would be."""
+
+    value: Value
+    is_view: bool  # it shares memory with another tensor, or another with it
+
+    @staticmethod
+    def of(value: Value, device: torch.device, requires_grad: bool = False) -> Traced:
+        strides: list[Extent] = []
+        for extent in reversed(value.shape):
+            strides.insert(0, strides[0] * following if strides else 1)
+            following = extent
+        tensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            Traced, value.shape, strides=strides, dtype=value.dtype, device=device, requires_grad=requires_grad
+        )
+        tensor.value, tensor.is_view = value, False
+        return tensor
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Traced({list(self.shape)}, {self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise CannotFuse("a tensor of it is kept from one call to the next")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a loss computes of its inputs, and what its gradient computes of them and of the outputs' gradients."""
+
+    inputs: tuple[Input, ...]
+    constants: dict[Input, Tensor]  # small tensors that the loss makes of numbers
+    outputs: tuple[Value, ...]
+    structure: Any  # of the outputs, for pytree
+    cotangents: tuple[Input | None, ...]  # the outputs' gradients, of those that have one
+    gradients: tuple[Value | None, ...]  # one for each input that requires it, None where it has no influence
+    assumptions: Assumptions
+    externs: tuple[str, ...]
+
+
+class Tracer(TorchDispatchMode):
+    """Turns every operator into values."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no compiler ever sees a trace, and marking it so would import the compiler: 1.5 s
+
+    def __init__(self, device: torch.device, assumptions: Assumptions):
+        super().__init__()
+        self.device, self.assumptions = device, assumptions
+        self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
+        self.constants: dict[Input, Tensor] = {}
+        self.where = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from .operators import OPERATORS
+
+        kwargs = kwargs or {}
+        self.where = location() or self.where
+        name = func._schema.name.split("::")[1]
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
+        if func._schema.is_mutable:
+            return self._in_place(func, name, args, kwargs)
+        handler = OPERATORS.get(name)
+        if handler is not None:
+            result = handler(self, *self._values(args), **self._values(kwargs))
+            if result is not NotImplemented:
+                return self._wrapped(func, args, result)
+        with self:
+            if func in decomposition_table:
+                return decomposition_table[func](*args, **kwargs)
+            result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return self._external(func, args, kwargs)
+
+    def refusal(self, reason: str) -> CannotFuse:
+        return CannotFuse(f"{reason}{f' ({self.where})' if self.where else ''}")
+
+    def traced(self, value: Value) -> Traced:
+        return Traced.of(value, self.device)
+
+    def _values(self, arguments: Any) -> Any:
+        def of(argument: Any) -> Any:
+            if isinstance(argument, Traced):
+                return argument.value
+            return self.lift(argument) if isinstance(argument, Tensor) else argument
+
+        return tree_map(of, arguments)
+
+    def lift(self, tensor: Tensor) -> Value:
+        """The value of a real tensor that the loss met: one of its own, or made of numbers just now."""
+        if id(tensor) in self.lifted:
+            return self.lifted[id(tensor)].value
+        raise self.refusal(
+            "it reads a tensor that is neither an argument nor a parameter, buffer or attribute of the loss; "
+            "pass it as an argument"
+        )
+
+    def constant(self, tensor: Tensor) -> Value:
+        """A tensor that the loss made of numbers."""
+        if tensor.ndim == 0:
+            return Scalar(tensor.item(), tensor.dtype)
+        value = Input(f"constant{len(self.constants)}", tensor.shape, tensor.dtype)
+        self.constants[value] = tensor
+        return value
+
+    def _wrapped(self, func: Any, args: Any, result: Any) -> Any:
+        if isinstance(result, (list, tuple)):
+            return type(result)(self._wrapped(func, args, value) for value in result)
+        if not isinstance(result, Value):
+            return result
+        traced = self.traced(result)
+        if any(r.alias_info is not None for r in func._schema.returns):
+            traced.is_view = True
+            for argument in args:
+                if isinstance(argument, Traced):
+                    argument.is_view = True
+        return traced
+
+    def _in_place(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        written = args[0] if args and isinstance(args[0], Traced) else None
+        if not name.endswith("_") or written is None:
+            raise self.refusal(f"{name} writes into a tensor that it is given")
+        if isinstance(written.value, Input):
+            raise self.refusal(f"{name} writes into an argument or a buffer of the loss; use {name[:-1]}")
+        if written.is_view:
+            raise self.refusal(f"{name} writes into a part of a tensor, or into one that a view shares; use {name[:-1]}")
+        if name == "copy_":
+            new = self._values(args[1])
+        else:
+            functional = getattr(getattr(aten, name[:-1]), func._overloadname)
+            with self:
+                new = functional(*args, **kwargs).value
+        from .operators import cast, expanded
+
+        written.value = expanded(cast(new, written.dtype), written.value.shape)
+        return written
+
+    def _external(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func._schema.name.split("::")[1]
+        if func._schema.name == "aten::_local_scalar_dense":
+            raise self.refusal("it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor)")
+        if any(tag in func.tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)):
+            raise self.refusal(f"{name} gives a result whose size depends on values")
+
+        def meta(argument: Any) -> Any:
+            if not isinstance(argument, Tensor):
+                return torch.device("meta") if isinstance(argument, torch.device) else argument
+            value = self._values(argument)
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+        try:
+            results = func(*tree_map(meta, args), **tree_map(meta, kwargs))
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
+        call = ExternalCall(func, self._values(args), self._values(kwargs), self.where)
+        outputs, structure = tree_flatten(results)
+        call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(outputs)]
+        from torch.utils._pytree import tree_unflatten
+
+        return tree_unflatten([self.traced(output) for output in call.outputs], structure)
+
+
+class Numbers(TorchFunctionMode):
+    """Lets sizes and hyper-parameters stand in arithmetic with tensors; elsewhere they become plain numbers."""
+
+    def __init__(self, tracer: Tracer):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is torch.nn.functional.one_hot:
+            return self._one_hot(*args, **kwargs)
+        values = [*args, *kwargs.values()]
+        if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in values):
+            tensors = [v for v in values if isinstance(v, Tensor)]
+            if name in ARITHMETIC and tensors:
+                dtype = tensors[-1].dtype if name == "where" else tensors[0].dtype
+                args = tuple(self._tensor(a, dtype) for a in args)
+                kwargs = {k: self._tensor(a, dtype) for k, a in kwargs.items()}
+            else:
+                args = tuple(self._plain(a) for a in args)
+                kwargs = {k: self._plain(a) for k, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _tensor(self, number: Any, dtype: torch.dtype) -> Any:
+        """A number as a tensor that does not change the dtype of what it meets."""
+        if isinstance(number, torch.SymFloat) and not (dtype.is_floating_point or dtype.is_complex):
+            dtype = torch.get_default_dtype()
+        elif isinstance(number, torch.SymInt) and dtype is torch.bool:
+            dtype = torch.int64
+        elif not isinstance(number, (torch.SymInt, torch.SymFloat)):
+            return number
+        return self.tracer.traced(Scalar(number, dtype))
+
+    def _plain(self, number: Any) -> Any:
+        return number.node.guard_float() if isinstance(number, torch.SymFloat) else number
+
+    def _one_hot(self, tensor: Tensor, num_classes: Any = -1) -> Tensor:
+        """Without the look at the values; that they are in range is checked when they are read."""
+        from .operators import checked
+
+        if isinstance(num_classes, int) and num_classes < 0:
+            raise self.tracer.refusal("one_hot without num_classes looks at the values; pass num_classes")
+        index = checked(self.tracer._values(tensor), num_classes)
+        classes = torch.arange(num_classes, device=self.tracer.device)
+        return (self.tracer.traced(index).unsqueeze(-1) == classes).to(torch.int64)
+
+
+def location() -> str:
+    """The line of the loss that is being run, outside torch and this package."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((_TORCH, _PACKAGE)) and "fused_losses" not in Path(file).parts[-2:-1]:
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def trace(
+    loss: Callable[[list[Tensor]], Any],
+    tensors: Sequence[Tensor],
+    assumptions: Assumptions,
+    requires_grad: Sequence[bool],
+) -> Trace:
+    """Traces a loss of tensors and, where one of them requires it, its gradient.
+
+    Raises:
+        CannotFuse: with the reason.
+    """
+    device = tensors[0].device
+    inputs = _inputs(tensors, assumptions)
+    leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
+    tracer = Tracer(device, assumptions)
+    with tracer, Numbers(tracer), torch.set_grad_enabled(any(requires_grad)):
+        result = loss(list(leaves))
+        outputs, structure = tree_flatten(result)
+        for output in outputs:
+            if not isinstance(output, Traced):
+                raise CannotFuse(f"it returns {type(output).__name__}, which is no tensor computed from its arguments")
+        wanted = [leaf for leaf, need in zip(leaves, requires_grad) if need]
+        tracer.where = "in its gradient"
+        cotangents = [
+            Input(f"grad_output{k}", output.shape, output.dtype) if output.requires_grad else None
+            for k, output in enumerate(outputs)
+        ]
+        learnt = [output for output in outputs if output.requires_grad]
+        gradients: Sequence[Any] = [None] * len(wanted)
+        values = tuple(output.value for output in outputs)
+        if learnt:
+            ones = [tracer.traced(cotangent) for cotangent in cotangents if cotangent is not None]
+            gradients = torch.autograd.grad(learnt, wanted, ones, allow_unused=True)
+    return Trace(
+        inputs,
+        tracer.constants,
+        values,
+        structure,
+        tuple(cotangents),
+        tuple(None if gradient is None else gradient.value for gradient in gradients),
+        assumptions,
+        (),
+    )
+
+
+def _inputs(tensors: Sequence[Tensor], assumptions: Assumptions) -> tuple[Input, ...]:
+    """Inputs whose equal sizes are the same open size; those of 0 and 1 are fixed."""
+    seen: dict[int, Extent] = {0: 0, 1: 1}
+    inputs = []
+    for k, tensor in enumerate(tensors):
+        name = f"input{k}"
+        for dimension, size in enumerate(tensor.shape):
+            if size not in seen:
+                seen[size] = assumptions.size(name, dimension, size)
+        inputs.append(Input(name, [seen[size] for size in tensor.shape], tensor.dtype))
+    return tuple(inputs)
+
+
+__all__ = ["CannotFuse", "Trace", "Traced", "product", "trace"]

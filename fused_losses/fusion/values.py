@@ -1,0 +1,352 @@
+"""Tensors of a trace as functions of an index: nothing is computed until a program asks for an element.
+
+Every dimension has digits: the sizes whose product it is, outermost first. A dimension of an input is one digit;
+flattening concatenates digits and splitting divides them, so that an index never needs a division.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .ir import Combine, Expression, Index, Size
+
+if TYPE_CHECKING:
+    from .lowering import Lowering
+
+Extent = int | torch.SymInt
+Digits = tuple[Extent, ...]
+
+
+def size_of(extent: Extent) -> Size:
+    return Size("const", extent) if isinstance(extent, int) else extent.node.size
+
+
+def product(extents: Sequence[Extent]) -> Any:
+    return math.prod(extents[1:], start=extents[0]) if extents else 1
+
+
+def is_one(extent: Extent) -> bool:
+    """Whether an extent is 1; open sizes never are."""
+    return isinstance(extent, int) and extent == 1
+
+
+def quotient(a: Extent, b: Extent) -> Extent | None:
+    """a / b where it is a whole number whatever the sizes are."""
+    result = a // b
+    return result if same(result * b, a) else None
+
+
+def same(x: Extent, y: Extent) -> bool:
+    """Whether two extents are equal whatever the sizes are."""
+    difference = x - y
+    return isinstance(difference, int) and difference == 0
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where along one digit an element is read: an affine function of axes, or a computed index."""
+
+    terms: tuple[tuple[str, Size], ...] = ()
+    offset: Size = Size("const", 0)
+    computed: Expression | None = None
+    guarded: bool = False  # whether it may lie outside
+    affine: Any = field(default=None, compare=False)  # (coefficients, offset) as extents, for arithmetic
+
+    @staticmethod
+    def of(coefficients: dict[str, Extent], offset: Extent, guarded: bool = False) -> Position:
+        terms = tuple((axis, size_of(c)) for axis, c in sorted(coefficients.items()))
+        return Position(terms, size_of(offset), None, guarded, (coefficients, offset))
+
+    @staticmethod
+    def at(expression: Expression, guarded: bool = False) -> Position:
+        return Position(computed=expression, guarded=guarded)
+
+    def index(self) -> Index | Expression:
+        """For a load or an "index" expression."""
+        if self.computed is not None:
+            return self.computed
+        terms = tuple((axis, c.value if c.op == "const" else c) for axis, c in self.terms)
+        return Index(terms, self.offset)
+
+    def expression(self, lowering: Lowering) -> Expression:
+        if self.computed is not None:
+            return self.computed
+        return lowering.make("index", torch.int64, value=self.index())
+
+    def moved(self, lowering: Lowering, scale: Extent, offset: Extent, guarded: bool = False) -> Position:
+        """scale * position + offset."""
+        guarded |= self.guarded
+        if self.computed is None:
+            coefficients, start = self.affine or ({}, 0)
+            return Position.of({axis: c * scale for axis, c in coefficients.items()}, start * scale + offset, guarded)
+        moved = lowering.make("mul", torch.int64, self.computed, lowering.number(scale, torch.int64))
+        moved = lowering.make("add", torch.int64, moved, lowering.number(offset, torch.int64))
+        return Position.at(moved, guarded)
+
+    def plus(self, lowering: Lowering, other: Position) -> Position:
+        guarded = self.guarded or other.guarded
+        if self.computed is None and other.computed is None:
+            mine, theirs = (p.affine or ({}, 0) for p in (self, other))
+            sums = {axis: mine[0].get(axis, 0) + theirs[0].get(axis, 0) for axis in mine[0] | theirs[0]}
+            return Position.of(sums, mine[1] + theirs[1], guarded)
+        both = (p.expression(lowering) for p in (self, other))
+        return Position.at(lowering.make("add", torch.int64, *both), guarded)
+
+
+ORIGIN = Position()
+Positions = tuple[tuple[Position, ...], ...]  # for each dimension, one for each digit
+
+
+def merged(lowering: Lowering, positions: Sequence[Position], digits: Digits) -> Position:
+    """The position along the product of digits."""
+    result = ORIGIN
+    for position, digit in zip(positions, digits):
+        result = result.moved(lowering, digit, 0).plus(lowering, position)
+    return result
+
+
+def refined(a: Digits, b: Digits) -> Digits | None:
+    """Digits of which both are products, where there are some; the two products are known to be equal."""
+    if len(a) == len(b) == 1:
+        return a
+    left, right = [d for d in a if not is_one(d)], [d for d in b if not is_one(d)]
+    common: list[Extent] = []
+    while left and right:
+        x, y = left.pop(0), right.pop(0)
+        if same(x, y):
+            common.append(x)
+        elif (rest := quotient(x, y)) is not None:
+            common.append(y)
+            left.insert(0, rest)
+        elif (rest := quotient(y, x)) is not None:
+            common.append(x)
+            right.insert(0, rest)
+        else:
+            return None
+    return None if left or right else tuple(common) or (1,)
+
+
+def regrouped(lowering: Lowering, positions: Sequence[Position], digits: Digits, wanted: Digits) -> tuple[Position, ...]:
+    """Positions along finer digits as positions along coarser ones."""
+    if len(digits) == len(wanted):
+        return tuple(positions)
+    rest = [(p, d) for p, d in zip(positions, digits) if not is_one(d)]
+    result = []
+    for whole in wanted:
+        taken: list[tuple[Position, Extent]] = []
+        while not same(product([d for _, d in taken]), whole):
+            taken.append(rest.pop(0))
+        result.append(merged(lowering, [p for p, _ in taken], tuple(d for _, d in taken)))
+    return tuple(result)
+
+
+class Value:
+    """A tensor of a trace: shape, dtype, the digits of every dimension, and an expression for each element."""
+
+    def __init__(self, shape: Sequence[Extent], dtype: torch.dtype, digits: Sequence[Digits] | None = None):
+        self.shape, self.dtype = tuple(shape), dtype
+        self.digits = tuple(digits) if digits is not None else tuple((extent,) for extent in shape)
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Scalar(Value):
+    """A number: a constant, a size or a hyper-parameter."""
+
+    def __init__(self, number: Any, dtype: torch.dtype, shape: Sequence[Extent] = ()):
+        super().__init__(shape, dtype)
+        self.number = number
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.number(self.number, self.dtype)
+
+
+class Input(Value):
+    """A tensor that a program is given."""
+
+    def __init__(self, name: str, shape: Sequence[Extent], dtype: torch.dtype):
+        super().__init__(shape, dtype)
+        self.name = name
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.load(lowering.buffer(self).name, self.dtype, [p for each in positions for p in each])
+
+
+class Iota(Value):
+    """start + step * i."""
+
+    def __init__(self, length: Extent, start: Any, step: Any, dtype: torch.dtype):
+        super().__init__((length,), dtype)
+        self.start, self.step = start, step
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        index = lowering.cast(positions[0][0].expression(lowering), self.dtype)
+        scaled = lowering.binary("mul", self.dtype, index, lowering.number(self.step, self.dtype))
+        return lowering.binary("add", self.dtype, scaled, lowering.number(self.start, self.dtype))
+
+
+class Map(Value):
+    """An elementwise operation of broadcast operands; ``cast`` is what they are computed in."""
+
+    def __init__(self, op: str, dtype: torch.dtype, operands: Sequence[Value], computed: torch.dtype | None = None):
+        shape, digits, operands = broadcast(operands)
+        super().__init__(shape, dtype, digits)
+        self.op, self.operands, self.computed = op, operands, computed
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        arguments = []
+        for operand in self.operands:
+            argument = lowering.element(operand, restricted(lowering, positions, self, operand))
+            arguments.append(lowering.cast(argument, self.computed) if self.computed else argument)
+        if self.op == "cast":
+            return lowering.cast(arguments[0], self.dtype)
+        return lowering.make(self.op, self.dtype, *arguments)
+
+
+class Where(Value):
+    """One of two operands, each in the common dtype."""
+
+    def __init__(self, condition: Value, a: Value, b: Value, dtype: torch.dtype):
+        shape, digits, operands = broadcast([condition, a, b])
+        super().__init__(shape, dtype, digits)
+        self.operands = operands
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        condition, a, b = (
+            lowering.element(operand, restricted(lowering, positions, self, operand)) for operand in self.operands
+        )
+        return lowering.where(condition, lowering.cast(a, self.dtype), lowering.cast(b, self.dtype))
+
+
+class View(Value):
+    """The elements of an operand under other indices."""
+
+    def __init__(
+        self,
+        operand: Value,
+        shape: Sequence[Extent],
+        digits: Sequence[Digits],
+        source: Callable[[Lowering, Positions], Positions],
+    ):
+        super().__init__(shape, operand.dtype, digits)
+        self.operand, self.source = operand, source
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.element(self.operand, self.source(lowering, positions))
+
+
+class Computed(Value):
+    """Elements given by a function; how padding, concatenation, gathers and their like are written."""
+
+    def __init__(
+        self,
+        shape: Sequence[Extent],
+        dtype: torch.dtype,
+        digits: Sequence[Digits] | None,
+        function: Callable[[Lowering, Positions], Expression],
+    ):
+        super().__init__(shape, dtype, digits)
+        self.function = function
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return self.function(lowering, positions)
+
+
+class Reduction(Value):
+    """An operand combined over some of its dimensions, which are dropped."""
+
+    def __init__(self, operand: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype):
+        kept = [d for d in range(operand.ndim) if d not in dimensions]
+        super().__init__([operand.shape[d] for d in kept], dtype, [operand.digits[d] for d in kept])
+        self.operand, self.dimensions, self.combine = operand, tuple(dimensions), combine
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.load_stored(self, positions)
+
+
+class Stored(Value):
+    """An operand that a program writes to memory before it is read."""
+
+    def __init__(self, operand: Value):
+        super().__init__(operand.shape, operand.dtype, operand.digits)
+        self.operand = operand
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.load_stored(self, positions)
+
+
+class External(Value):
+    """A result of an operator that torch runs."""
+
+    def __init__(self, call: ExternalCall, output: int, shape: Sequence[Extent], dtype: torch.dtype):
+        super().__init__(shape, dtype)
+        self.call, self.output = call, output
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        buffer = lowering.buffer(self)
+        return lowering.load(buffer.name, self.dtype, [p for each in positions for p in each])
+
+
+@dataclass(eq=False)
+class ExternalCall:
+    """The operator, its arguments (values among them) and what it returns."""
+
+    target: Any
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    where: str
+    outputs: list[External] = field(default_factory=list)
+
+
+def broadcast(operands: Sequence[Value]) -> tuple[list[Extent], list[Digits], list[Value]]:
+    """The common shape, its digits, and the operands, of which some may have to be stored to have fitting digits."""
+    operands = list(operands)
+    rank = max(operand.ndim for operand in operands)
+    shape: list[Extent] = [1] * rank
+    digits: list[Digits] = [(1,)] * rank
+    for operand in operands:
+        for d in range(operand.ndim):
+            out = rank - operand.ndim + d
+            if is_one(operand.shape[d]):
+                continue
+            if is_one(shape[out]):
+                shape[out], digits[out] = operand.shape[d], operand.digits[d]
+                continue
+            if not shape[out] == operand.shape[d]:
+                raise RuntimeError(f"sizes {shape[out]} and {operand.shape[d]} do not broadcast")
+            common = refined(digits[out], operand.digits[d])
+            if common is None:
+                return broadcast([as_whole(o) for o in operands])
+            digits[out] = common
+    return shape, digits, operands
+
+
+def as_whole(value: Value) -> Value:
+    """The same tensor with one digit for each dimension; in memory, where it has more."""
+    if all(len(digits) == 1 for digits in value.digits):
+        return value
+    call = ExternalCall(torch.ops.aten.reshape.default, (value, list(value.shape)), {}, "")
+    call.outputs.append(External(call, 0, value.shape, value.dtype))
+    return call.outputs[0]
+
+
+def restricted(lowering: Lowering, positions: Positions, of: Value, operand: Value) -> Positions:
+    """The positions of a broadcast result as positions of an operand."""
+    result = []
+    for d in range(operand.ndim):
+        out = of.ndim - operand.ndim + d
+        if is_one(operand.shape[d]):
+            result.append((ORIGIN,) * len(operand.digits[d]))
+        else:
+            result.append(regrouped(lowering, positions[out], of.digits[out], operand.digits[d]))
+    return tuple(result)

@@ -24,6 +24,7 @@ Formula = Polynomial | Expression
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
 }
+LARGEST = 2**60  # no size is as large
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -103,17 +104,17 @@ class Assumptions:
             terms.append(_chain("mul", factors))
         return _chain("add", terms) if terms else Size("const", 0)
 
-    def bounds(self, polynomial: Polynomial) -> tuple[float, float]:
+    def bounds(self, polynomial: Polynomial) -> tuple[int, int]:
         """What a polynomial is at least and at most, where its signs say so."""
         shifted: Polynomial = {}
         for monomial, coefficient in polynomial.items():
             product: Polynomial = {(): coefficient}
-            for index in monomial:  # atom = its least value + something not negative
+            for index in monomial:  # an atom is its least value plus something not negative
                 product = _multiplied(product, {(index,): 1, (): self.least[index]})
             shifted = _added(shifted, product)
         constant = shifted.pop((), 0)
-        low = constant if all(c >= 0 for c in shifted.values()) else -math.inf
-        high = constant if all(c <= 0 for c in shifted.values()) else math.inf
+        low = constant if all(c >= 0 for c in shifted.values()) else -LARGEST
+        high = constant if all(c <= 0 for c in shifted.values()) else LARGEST
         return low, high
 
     def differ(self, polynomial: Polynomial) -> bool:
@@ -268,12 +269,12 @@ class Number:
             return self._integer(exact, self.hint // other.hint)
         low, _ = self.assumptions.bounds(self.formula)  # type: ignore[arg-type]
         divisor = other.maybe_as_int()
-        least = int(low) // divisor if low > -math.inf and divisor is not None and divisor > 0 else None
+        least = low // divisor if low > -LARGEST and divisor is not None and divisor > 0 else None
         return self._atom("floordiv", other, self.hint // other.hint, least)
 
     def _atom(self, op: str, other: Number, hint: int, least: int | None) -> Number:
         if least is None:  # nothing is known, so nothing may be concluded
-            least = -(2**62)
+            least = -LARGEST
         return self.assumptions.atom(Size(op, arguments=(self.size, other.size)), hint, least)
 
     def mod(self, other: Number) -> Number:
@@ -333,7 +334,8 @@ class Number:
         outcome = COMPARISONS[comparison](self.hint, other.hint)
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
             difference = _added(self.formula, _multiplied(other.formula, {(): -1}))
-            low, high = self.assumptions.bounds(difference)
+            constant = difference.pop((), 0)  # kept apart: one near the largest integer means "no bound"
+            low, high = (bound + constant for bound in self.assumptions.bounds(difference))
             decided = low > 0 or high < 0 or low == high == 0
             decided |= comparison in ("ge", "lt") and low >= 0
             decided |= comparison in ("le", "gt") and high <= 0

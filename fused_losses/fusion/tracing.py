@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .sizes import Assumptions
 from .values import Extent, External, ExternalCall, Input, Scalar, Value, product
@@ -29,27 +30,69 @@ _PACKAGE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 
 
+# How a value written through a view becomes one of the base: functions of the base, the new value and the view's
+# arguments.
+PUT_BACK: dict[str, Callable[..., Tensor]] = {
+    "slice": lambda base, new, *where: aten.slice_scatter(base, new, *where),
+    "select": lambda base, new, *where: aten.select_scatter(base, new, *where),
+    "diagonal": lambda base, new, *where: aten.diagonal_scatter(base, new, *where),
+    "view": lambda base, new, *_: aten.view(new, base.shape),
+    "squeeze": lambda base, new, *_: aten.view(new, base.shape),
+    "unsqueeze": lambda base, new, *_: aten.view(new, base.shape),
+    "transpose": lambda base, new, *dims: aten.transpose(new, *dims),
+    "t": lambda base, new: aten.t(new),
+    "permute": lambda base, new, order: aten.permute(new, [order.index(d) for d in range(len(order))]),
+    "alias": lambda base, new: new,
+    "detach": lambda base, new: new,
+}
+
+
 class CannotFuse(Exception):
     """Why a loss cannot be fused, in words for its author."""
 
 
 class Traced(Tensor):
-    """A tensor without elements whose :class:`Value` says what they would be."""
+    """A tensor without elements whose :class:`Value` says what they would be.
 
-    value: Value
-    is_view: bool  # it shares memory with another tensor, or another with it
+    A view has a base, a function that makes its value of the base's, and one that puts a written value back.
+    """
+
+    _value: Value
+    _of: Value | None  # the base's value of which _value was made
+    base: Traced | None
+    view_of: Callable[[Value], Value]
+    put: Callable[[Value, Value], Value] | None
 
     @staticmethod
     def of(value: Value, device: torch.device, requires_grad: bool = False) -> Traced:
         strides: list[Extent] = []
+        following: Extent = 1
         for extent in reversed(value.shape):
             strides.insert(0, strides[0] * following if strides else 1)
             following = extent
         tensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             Traced, value.shape, strides=strides, dtype=value.dtype, device=device, requires_grad=requires_grad
         )
-        tensor.value, tensor.is_view = value, False
+        tensor._value, tensor._of, tensor.base, tensor.put = value, None, None, None
         return tensor
+
+    @property
+    def value(self) -> Value:
+        if self.base is not None and self.base.value is not self._of:
+            self._of = self.base.value
+            self._value = self.view_of(self._of)
+        return self._value
+
+    def write(self, value: Value) -> None:
+        """What an in-place operator does, on a view to its base."""
+        if self.base is None:
+            if isinstance(self._value, Input):
+                raise CannotFuse("writes into an argument or a buffer of the loss")
+            self._value = value
+        elif self.put is None:
+            raise CannotFuse("writes into a view of a kind that it cannot be written back through")
+        else:
+            self.base.write(self.put(self.base.value, value))
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({list(self.shape)}, {self.dtype})"
@@ -97,13 +140,15 @@ class Tracer(TorchDispatchMode):
             raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
         if func._schema.is_mutable:
             return self._in_place(func, name, args, kwargs)
+        leaves, _ = tree_flatten((args, kwargs))
+        complex_numbers = any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
         handler = OPERATORS.get(name)
-        if handler is not None:
+        if handler is not None and not complex_numbers:
             result = handler(self, *self._values(args), **self._values(kwargs))
             if result is not NotImplemented:
-                return self._wrapped(func, args, result)
+                return self._wrapped(func, args, kwargs, result)
         with self:
-            if func in decomposition_table:
+            if func in decomposition_table and not complex_numbers:
                 return decomposition_table[func](*args, **kwargs)
             result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -141,62 +186,99 @@ class Tracer(TorchDispatchMode):
         self.constants[value] = tensor
         return value
 
-    def _wrapped(self, func: Any, args: Any, result: Any) -> Any:
+    def _wrapped(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """Tensors of the values of a result; those of a view know their base."""
         if isinstance(result, (list, tuple)):
-            return type(result)(self._wrapped(func, args, value) for value in result)
+            parts = [self.traced(value) if isinstance(value, Value) else value for value in result]
+            if func.is_view:
+                for k, part in enumerate(parts):
+                    self._link(part, args[0], lambda value, k=k: self._again(func, value, args, kwargs)[k], None)
+            return type(result)(parts)
         if not isinstance(result, Value):
             return result
         traced = self.traced(result)
-        if any(r.alias_info is not None for r in func._schema.returns):
-            traced.is_view = True
-            for argument in args:
-                if isinstance(argument, Traced):
-                    argument.is_view = True
+        if func.is_view:
+            put = PUT_BACK.get(func._schema.name.split("::")[1])
+            self._link(
+                traced,
+                args[0],
+                lambda value: self._again(func, value, args, kwargs),
+                put and (lambda base, value: put(*map(self.traced, (base, value)), *args[1:]).value),
+            )
         return traced
 
+    def _again(self, func: Any, value: Value, args: Any, kwargs: Any) -> Any:
+        with self:
+            result = func(self.traced(value), *args[1:], **kwargs)
+        return result.value if isinstance(result, Traced) else [part.value for part in result]
+
+    def _link(self, view: Any, base: Any, view_of: Any, put: Any) -> None:
+        if isinstance(base, Traced):
+            view.base, view._of, view.view_of, view.put = base, base.value, view_of, put
+
     def _in_place(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        from .operators import cast, expanded
+
         written = args[0] if args and isinstance(args[0], Traced) else None
         if not name.endswith("_") or written is None:
             raise self.refusal(f"{name} writes into a tensor that it is given")
-        if isinstance(written.value, Input):
-            raise self.refusal(f"{name} writes into an argument or a buffer of the loss; use {name[:-1]}")
-        if written.is_view:
-            raise self.refusal(f"{name} writes into a part of a tensor, or into one that a view shares; use {name[:-1]}")
-        if name == "copy_":
-            new = self._values(args[1])
-        else:
-            functional = getattr(getattr(aten, name[:-1]), func._overloadname)
-            with self:
-                new = functional(*args, **kwargs).value
-        from .operators import cast, expanded
-
-        written.value = expanded(cast(new, written.dtype), written.value.shape)
+        with self:
+            if name == "copy_":
+                new = self._values(args[1])
+            else:
+                new = getattr(getattr(aten, name[:-1]), func._overloadname)(*args, **kwargs).value
+            try:
+                written.write(expanded(cast(new, written.dtype), written.value.shape))
+            except CannotFuse as reason:
+                raise self.refusal(f"{name} {reason}; use {name[:-1]}") from reason
         return written
 
     def _external(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name.split("::")[1]
-        if func._schema.name == "aten::_local_scalar_dense":
+        if name == "as_strided":
+            raise self.refusal("as_strided depends on how a tensor lies in memory")
+        if name == "_local_scalar_dense":
             raise self.refusal("it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor)")
         if any(tag in func.tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)):
             raise self.refusal(f"{name} gives a result whose size depends on values")
 
-        def meta(argument: Any) -> Any:
-            if not isinstance(argument, Tensor):
-                return torch.device("meta") if isinstance(argument, torch.device) else argument
-            value = self._values(argument)
-            return torch.empty(value.shape, dtype=value.dtype, device="meta")
-
         try:
-            results = func(*tree_map(meta, args), **tree_map(meta, kwargs))
+            results = self._results(func, name, args, kwargs)
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
         call = ExternalCall(func, self._values(args), self._values(kwargs), self.where)
         outputs, structure = tree_flatten(results)
         call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(outputs)]
-        from torch.utils._pytree import tree_unflatten
-
+        if isinstance(results, Tensor):
+            return self._wrapped(func, args, kwargs, call.outputs[0])
         return tree_unflatten([self.traced(output) for output in call.outputs], structure)
+
+    def _results(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """What an operator returns, as tensors without elements."""
+        from .operators import OPERATORS
+
+        def empty(argument: Any, device: torch.device) -> Any:
+            if isinstance(argument, torch.device):
+                return device
+            if not isinstance(argument, Tensor):
+                return argument
+            value = self._values(argument)
+            return torch.empty(value.shape, dtype=value.dtype, device=device)
+
+        try:  # the shape function itself, where it takes open sizes
+            meta = partial(empty, device=torch.device("meta"))
+            return func(*tree_map(meta, args), **tree_map(meta, kwargs))
+        except Exception:  # it does not, in one of many ways
+            if (func.is_view or name.endswith("_scatter")) and name in OPERATORS:  # of complex numbers
+                value = OPERATORS[name](self, *self._values(args), **self._values(kwargs))
+                return torch.empty(value.shape, dtype=value.dtype, device="meta")
+            from torch._subclasses.fake_tensor import FakeTensorMode  # imports the compiler
+
+            with FakeTensorMode() as mode:
+                mode.cache_enabled = False  # its keys need sizes of the compiler's own kind
+                fake = partial(empty, device=self.device)
+                return func(*tree_map(fake, args), **tree_map(fake, kwargs))
 
 
 class Numbers(TorchFunctionMode):
@@ -211,6 +293,8 @@ class Numbers(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is torch.nn.functional.one_hot:
             return self._one_hot(*args, **kwargs)
+        if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):
+            args = (args[0], args[1], self.tracer.traced(Scalar(args[2], args[0].dtype)))
         values = [*args, *kwargs.values()]
         if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in values):
             tensors = [v for v in values if isinstance(v, Tensor)]

@@ -72,12 +72,12 @@ class Entry:
     def build(self) -> Loss:
         return self.loss() if isinstance(self.loss, type) else self.loss
 
+    def sample(self, shape: Shape) -> Sample:
+        """A call in fp64."""
+        return Sample("x".join(map(str, shape)), self.inputs(Draw(sum(shape), torch.float64), shape))
+
     def samples(self) -> list[Sample]:
-        """Small calls in fp64."""
-        return [
-            Sample("x".join(map(str, shape)), self.inputs(Draw(seed, torch.float64), shape))
-            for seed, shape in enumerate(self.shapes)
-        ]
+        return [self.sample(shape) for shape in self.shapes]
 
     def bench_shape(self, scale: float) -> Shape:
         return max(1, round(self.bench[0] * scale)), *self.bench[1:]

@@ -1,0 +1,294 @@
+// What the source of a fused loss is made of: lanes along collapsed axes, blocks of them, and what reduces blocks.
+// Only a generated source includes this, compiled for one instruction set; everything in it stays inside.
+#pragma once
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <type_traits>
+
+namespace {
+
+#include "../common/numerics.h"
+#include "../common/low_precision.h"
+#include "functions.h"
+#include "reductions.h"
+
+constexpr int kMaxRank = 16;
+constexpr int64_t kBlock = 1024;               // lanes that are computed together
+constexpr int64_t kTask = 64 * kBlock;         // elements of a task: fixed, so that no result depends on the threads
+constexpr int64_t kStreamed = 32 << 20;        // bytes of an output that is written past the caches
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// torch_parallel_for of torch's stable C interface.
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain,
+                                void (*body)(int64_t begin, int64_t end, void* context), void* context);
+
+// Runs tasks on torch's threads; what they streamed is visible to every thread when this returns.
+template <class Body>
+void parallel(ParallelFor parallel_for, int64_t tasks, const Body& body) {
+  const auto run = [](int64_t first, int64_t last, void* context) {
+    for (int64_t task = first; task < last; ++task) (*static_cast<const Body*>(context))(task);
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+  };
+  void* context = const_cast<void*>(static_cast<const void*>(&body));
+  if (tasks <= 1) return run(0, tasks, context);
+  parallel_for(0, tasks, 1, run, context);
+}
+
+// Uninitialised memory of one call.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(int64_t count) : data_(static_cast<T*>(std::malloc(static_cast<size_t>(most(count, 1)) * sizeof(T)))) {}
+  Memory(const Memory&) = delete;
+  ~Memory() { std::free(data_); }
+  T* data() const { return data_; }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+struct Strides {
+  int64_t of[kMaxRank];
+};
+
+// Axes that lanes run along together, in the order that suits the strides of what is read and written.
+struct Lanes {
+  int rank = 0;
+  int axis[kMaxRank] = {};
+  int64_t extent[kMaxRank] = {}, numel = 1;
+
+  Lanes(std::initializer_list<int64_t> extents, std::initializer_list<const Strides*> operands) {
+    int64_t weight[kMaxRank];
+    int index = 0;
+    for (const int64_t size : extents) {
+      numel *= size;
+      int64_t total = 0;
+      for (const Strides* strides : operands) total += abs_(strides->of[index]);
+      int at = rank;
+      if (size != 1) {
+        for (; at > 0 && weight[at - 1] < total; --at) {
+          axis[at] = axis[at - 1], extent[at] = extent[at - 1], weight[at] = weight[at - 1];
+        }
+        axis[at] = index, extent[at] = size, weight[at] = total, ++rank;
+      }
+      ++index;
+    }
+  }
+};
+
+// Where lanes start.
+struct Seek {
+  int64_t position, offset, column;
+};
+
+// Offsets along lanes; axes that are one in memory are one here.
+class Steps {
+ public:
+  Steps(const Lanes& lanes, const Strides& strides) {
+    for (int k = 0; k < lanes.rank; ++k) {
+      const int64_t size = lanes.extent[k], step = strides.of[lanes.axis[k]];
+      if (k > 0 && stride_[last_] == size * step) {
+        extent_[last_] *= size, stride_[last_] = step;
+      } else {
+        last_ = k == 0 ? 0 : last_ + 1;
+        extent_[last_] = size, stride_[last_] = step;
+      }
+    }
+  }
+  Seek seek(int64_t position) const {
+    int64_t row = position / extent_[last_];
+    const int64_t column = last_ == 0 ? position : position - row * extent_[last_];
+    int64_t offset = column * stride_[last_];
+    for (int d = last_; d-- > 0; row /= extent_[d]) offset += row % extent_[d] * stride_[d];
+    return {position, offset, column};
+  }
+  bool is_adjacent(const Seek& at, int64_t n) const {
+    return stride_[last_] == 1 && (last_ == 0 || at.column + n <= extent_[last_]);
+  }
+  // Calls run(done, count, offset, stride) for pieces of n lanes along the fastest axis.
+  template <class Run>
+  void for_each_run(const Seek& at, int64_t n, const Run& run) const {
+    Seek now = at;
+    for (int64_t done = 0;;) {
+      const int64_t count = last_ == 0 ? n : least(n - done, extent_[last_] - now.column);
+      run(done, count, now.offset, stride_[last_]);
+      done += count;
+      if (done >= n) return;
+      now = seek(at.position + done);
+    }
+  }
+  // The offsets themselves.
+  const int64_t* block(const Seek& at, int64_t n, int64_t base, int64_t* scratch) const {
+    for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
+      for (int64_t i = 0; i < count; ++i) scratch[done + i] = base + offset + i * stride;
+    });
+    return scratch;
+  }
+
+ protected:
+  int last_ = 0;
+  int64_t extent_[kMaxRank] = {1}, stride_[kMaxRank] = {1};
+};
+
+// A tensor as lanes read it.
+template <class T>
+class View : public Steps {
+ public:
+  View(const T* data, const Lanes& lanes, const Strides& strides) : Steps(lanes, strides), data_(data) {}
+
+  // n lanes from base on: the memory itself where it can be used as it is, else a converted copy.
+  template <class A>
+  const A* block(const Seek& at, int64_t n, int64_t base, A* scratch) const {
+    if constexpr (std::is_same_v<T, A>) {
+      if (is_adjacent(at, n)) return data_ + base + at.offset;
+    }
+    copy(at, n, data_ + base, scratch);
+    return scratch;
+  }
+
+ private:
+  template <class A>
+  __attribute__((noinline)) void copy(const Seek& at, int64_t n, const T* source, A* scratch) const {
+    for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
+      const T* from = source + offset;
+      A* to = scratch + done;
+      if (stride == 1) {
+        FL_ELEMENTWISE
+        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+      } else if (stride == 0) {
+        const A value = widen(*from);
+        for (int64_t i = 0; i < count; ++i) to[i] = value;
+      } else {
+        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * stride]);
+      }
+    });
+  }
+
+  const T* data_;
+};
+
+// One dimension of a guarded load: its index along lanes must lie in [0, size).
+struct Guard {
+  Steps steps;
+  int64_t base, size;
+};
+
+// Lanes of a tensor that may lie outside, where they are 0.
+template <class T, class A, size_t dimensions>
+const A* guarded_block(const T* data, const Steps& steps, int64_t base, const Guard (&guards)[dimensions],
+                       int64_t position, int64_t n, A* scratch) {
+  int64_t offsets[kBlock], index[kBlock];
+  bool inside[kBlock];
+  steps.block(steps.seek(position), n, base, offsets);
+  for (int64_t i = 0; i < n; ++i) inside[i] = true;
+  for (const Guard& guard : guards) {
+    guard.steps.block(guard.steps.seek(position), n, guard.base, index);
+    for (int64_t i = 0; i < n; ++i) inside[i] &= index[i] >= 0 && index[i] < guard.size;
+  }
+  for (int64_t i = 0; i < n; ++i) scratch[i] = inside[i] ? widen(data[offsets[i]]) : A(0);
+  return scratch;
+}
+
+// Writes past the caches: lines of a large output are not read before they are written.
+inline void stream_bytes(const char* from, int64_t n, char* to) {
+#ifdef __SSE2__
+  constexpr int64_t word = 16, line = 64;
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % word);
+  int64_t i = misaligned == 0 ? 0 : least(n, word - misaligned);
+  std::memcpy(to, from, static_cast<size_t>(i));
+  for (; i + line <= n; i += line) {
+    for (int64_t j = i; j < i + line; j += word) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + j),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j)));
+    }
+  }
+  std::memcpy(to + i, from + i, static_cast<size_t>(n - i));
+#else
+  std::memcpy(to, from, static_cast<size_t>(n));
+#endif
+}
+
+// A tensor as lanes write it.
+template <class T>
+class Output : public Steps {
+ public:
+  Output(T* data, const Lanes& lanes, const Strides& strides, int64_t numel)
+      : Steps(lanes, strides), data_(data), streams_(numel * static_cast<int64_t>(sizeof(T)) >= kStreamed) {}
+
+  // Where lanes are best computed: in their place, or in scratch memory.
+  template <class A>
+  A* place(const Seek& at, int64_t n, int64_t base, A* scratch) const {
+    if constexpr (std::is_same_v<T, A>) {
+      if (!streams_ && is_adjacent(at, n)) return data_ + base + at.offset;
+    }
+    return scratch;
+  }
+  // Moves lanes to their place, if they are not there yet.
+  template <class A>
+  void put(const Seek& at, int64_t n, int64_t base, const A* values) const {
+    T* to = data_ + base + at.offset;
+    if constexpr (std::is_same_v<T, A>) {
+      if (values == to) return;
+    }
+    if (streams_ && is_adjacent(at, n)) return stream(values, n, to);
+    for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
+      T* run = data_ + base + offset;
+      if (stride == 1) {
+        FL_ELEMENTWISE
+        for (int64_t i = 0; i < count; ++i) narrow(values[done + i], run[i]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) narrow(values[done + i], run[i * stride]);
+      }
+    });
+  }
+
+ private:
+  template <class A>
+  static void stream(const A* values, int64_t n, T* to) {
+    if constexpr (std::is_same_v<T, A>) {
+      stream_bytes(reinterpret_cast<const char*>(values), n * static_cast<int64_t>(sizeof(T)), reinterpret_cast<char*>(to));
+    } else {
+      alignas(64) T narrowed[kBlock];
+      FL_ELEMENTWISE
+      for (int64_t i = 0; i < n; ++i) narrow(values[i], narrowed[i]);
+      stream(narrowed, n, to);
+    }
+  }
+
+  T* data_;
+  bool streams_;
+};
+
+// How lanes of columns are cut: blocks whose inner axes stay in cache, and tasks of whole blocks.
+struct Columns {
+  int64_t width, chunk, tasks, numel;
+
+  Columns(int64_t lanes, int64_t inner)
+      : width(most(64, least(kBlock, kTask / most(inner, 1) / 64 * 64))),
+        chunk(most(width, kTask / most(inner, 1) / width * width)),
+        tasks(ceiling(lanes, chunk)),
+        numel(lanes) {}
+};
+
+// How rows are cut into tasks.
+struct Rows {
+  int64_t chunk, tasks, numel;
+
+  Rows(int64_t rows, int64_t inner) : chunk(most(1, kTask / most(inner, 1))), tasks(ceiling(rows, chunk)), numel(rows) {}
+};
+
+}  // namespace

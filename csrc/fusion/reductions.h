@@ -1,0 +1,119 @@
+// What reduces: each has the type it accumulates in, where it starts, how two results join, and how a block is reduced.
+// Included like common/numerics.h, after functions.h.
+
+// Partial results side by side: they vectorise, and keep the rounding of a block small.
+constexpr int64_t kLanes = 64;
+
+template <class A>
+using Wide = std::conditional_t<std::is_floating_point_v<A>, double, int64_t>;
+
+template <class A>
+struct Sum {
+  using Result = Wide<A>;
+  static constexpr Result start() { return 0; }
+  FL_INLINE static Result join(Result a, Result b) { return a + b; }
+  static Result block(const A* x, int64_t n) {
+    alignas(64) A lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) lanes[j] = static_cast<A>(lanes[j] + x[i + j]);
+    }
+    for (int64_t j = 0; i < n; ++i, ++j) lanes[j] = static_cast<A>(lanes[j] + x[i]);
+    Result total[8] = {};
+    for (int64_t j = 0; j < kLanes; j += 8) {
+      for (int64_t k = 0; k < 8; ++k) total[k] += lanes[j + k];
+    }
+    return ((total[0] + total[4]) + (total[1] + total[5])) + ((total[2] + total[6]) + (total[3] + total[7]));
+  }
+};
+
+template <class A>
+struct Product {
+  using Result = Wide<A>;
+  static constexpr Result start() { return 1; }
+  FL_INLINE static Result join(Result a, Result b) { return a * b; }
+  static Result block(const A* x, int64_t n) {
+    Result total = 1;
+    for (int64_t i = 0; i < n; ++i) total *= x[i];
+    return total;
+  }
+};
+
+template <class A, A (*better)(A, A), bool largest>
+struct Extremum {
+  using Result = A;
+  static constexpr A start() {
+    using limits = std::numeric_limits<A>;
+    if constexpr (limits::has_infinity) return largest ? -limits::infinity() : limits::infinity();
+    return largest ? limits::lowest() : limits::max();
+  }
+  FL_INLINE static A join(A a, A b) { return better(b, a); }
+  static A block(const A* x, int64_t n) {
+    alignas(64) A lanes[kLanes];
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] = start();
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) lanes[j] = better(x[i + j], lanes[j]);
+    }
+    for (int64_t j = 0; i < n; ++i, ++j) lanes[j] = better(x[i], lanes[j]);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t j = 0; j < half; ++j) lanes[j] = better(lanes[j + half], lanes[j]);
+    }
+    return lanes[0];
+  }
+};
+template <class A>
+struct Max : Extremum<A, maximum_<A>, true> {};
+template <class A>
+struct Min : Extremum<A, minimum_<A>, false> {};
+
+template <class A>
+struct Any {
+  using Result = bool;
+  static constexpr bool start() { return false; }
+  FL_INLINE static bool join(bool a, bool b) { return a | b; }
+  static bool block(const bool* x, int64_t n) {
+    bool found = false;
+    for (int64_t i = 0; i < n; ++i) found |= x[i];
+    return found;
+  }
+};
+template <class A>
+struct All {
+  using Result = bool;
+  static constexpr bool start() { return true; }
+  FL_INLINE static bool join(bool a, bool b) { return a & b; }
+  static bool block(const bool* x, int64_t n) {
+    bool kept = true;
+    for (int64_t i = 0; i < n; ++i) kept &= x[i];
+    return kept;
+  }
+};
+
+// A value and its place; a NaN wins, and among equals the first.
+template <class A>
+struct Place {
+  A value;
+  int64_t index;
+};
+template <class A, bool largest>
+struct ArgExtremum {
+  using Result = Place<A>;
+  static Result start() { return {Max<A>::start(), -1}; }
+  FL_INLINE static Result join(Result a, Result b) {
+    if (a.index < 0 || b.index < 0) return a.index < 0 ? b : a;
+    const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+    const bool better = a_nan != b_nan ? b_nan : largest ? b.value > a.value : b.value < a.value;
+    const bool equal = a_nan ? b_nan : a.value == b.value;
+    return better || (equal && b.index < a.index) ? b : a;
+  }
+  static Result block(const A* x, int64_t n, int64_t first) {
+    Result best = start();
+    for (int64_t i = 0; i < n; ++i) best = join(best, {x[i], first + i});
+    return best;
+  }
+};
+template <class A>
+struct ArgMax : ArgExtremum<A, true> {};
+template <class A>
+struct ArgMin : ArgExtremum<A, false> {};

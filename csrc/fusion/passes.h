@@ -23,7 +23,8 @@ namespace {
 constexpr int kMaxRank = 16;
 constexpr int64_t kBlock = 1024;               // lanes that are computed together
 constexpr int64_t kTask = 64 * kBlock;         // elements of a task: fixed, so that no result depends on the threads
-constexpr int64_t kStreamed = 32 << 20;        // bytes of an output that is written past the caches
+constexpr int64_t kStreamed = 32 << 20;  // bytes of an output that is written past the caches
+constexpr int64_t kShortRow = 32;        // elements below which a row is too short for lanes of its own
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -51,7 +52,8 @@ void parallel(ParallelFor parallel_for, int64_t tasks, const Body& body) {
 template <class T>
 class Memory {
  public:
-  explicit Memory(int64_t count) : data_(static_cast<T*>(std::malloc(static_cast<size_t>(most(count, 1)) * sizeof(T)))) {}
+  explicit Memory(int64_t count)
+      : data_(static_cast<T*>(std::malloc(static_cast<size_t>(most(count, 1)) * sizeof(T)))) {}
   Memory(const Memory&) = delete;
   ~Memory() { std::free(data_); }
   T* data() const { return data_; }
@@ -273,13 +275,16 @@ class Output : public Steps {
   bool streams_;
 };
 
+// Elements of a task, of which there are few where each has many results to be joined.
+inline int64_t task_size(int64_t results) { return most(kTask, 32 * results); }
+
 // How lanes of columns are cut: blocks whose inner axes stay in cache, and tasks of whole blocks.
 struct Columns {
   int64_t width, chunk, tasks, numel;
 
-  Columns(int64_t lanes, int64_t inner)
+  Columns(int64_t lanes, int64_t inner, int64_t results)
       : width(most(64, least(kBlock, kTask / most(inner, 1) / 64 * 64))),
-        chunk(most(width, kTask / most(inner, 1) / width * width)),
+        chunk(most(width, task_size(results) / most(inner, 1) / width * width)),
         tasks(ceiling(lanes, chunk)),
         numel(lanes) {}
 };
@@ -288,7 +293,33 @@ struct Columns {
 struct Rows {
   int64_t chunk, tasks, numel;
 
-  Rows(int64_t rows, int64_t inner) : chunk(most(1, kTask / most(inner, 1))), tasks(ceiling(rows, chunk)), numel(rows) {}
+  Rows(int64_t rows, int64_t inner, int64_t results)
+      : chunk(most(1, task_size(results) / most(inner, 1))), tasks(ceiling(rows, chunk)), numel(rows) {}
 };
+
+template <class T>
+void fill(T* out, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) out[i] = value;
+}
+
+// Joins the results of tasks in their order; without tasks there is only the start.
+template <class How>
+void join_tasks(typename How::Result* partial, int64_t tasks, int64_t count) {
+  if (tasks == 0) fill(partial, count, How::start());
+  for (int64_t task = 1; task < tasks; ++task) {
+    const typename How::Result* other = partial + task * count;
+    for (int64_t i = 0; i < count; ++i) partial[i] = How::join(partial[i], other[i]);
+  }
+}
+
+// What a reduction accumulated, as what its buffer holds.
+template <class A, class Result>
+FL_INLINE A result(Result value) {
+  return static_cast<A>(value);
+}
+template <class A, class Value>
+FL_INLINE A result(Place<Value> place) {
+  return static_cast<A>(place.index);
+}
 
 }  // namespace

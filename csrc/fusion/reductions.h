@@ -107,9 +107,9 @@ struct ArgExtremum {
     const bool equal = a_nan ? b_nan : a.value == b.value;
     return better || (equal && b.index < a.index) ? b : a;
   }
-  static Result block(const A* x, int64_t n, int64_t first) {
+  static Result block(const A* x, int64_t n, const int64_t* index) {
     Result best = start();
-    for (int64_t i = 0; i < n; ++i) best = join(best, {x[i], first + i});
+    for (int64_t i = 0; i < n; ++i) best = join(best, {x[i], index[i]});
     return best;
   }
 };

@@ -1,0 +1,153 @@
+"""Builds C++ sources with the machine's compiler, once for everybody: a cache on disk, by content."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..backends import loading
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# Never -ffast-math or -march=native: what a loss is must not depend on where it was built. Products and sums are not
+# contracted, since x * x - y * y is 0 for equal x and y; the polynomials of csrc ask for it where they want it.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+)
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512", *_AVX2)
+CAPABILITIES = {"default": (), "avx2": _AVX2, "avx512": _AVX512}
+DIGEST_BYTES = 32  # a library ends with its own digest, which tells a damaged one
+
+
+class BuildError(RuntimeError):
+    """Why a source could not be built here."""
+
+
+def load(source: str) -> ctypes.CDLL:
+    """The library of a source: from the cache, or built now.
+
+    Raises:
+        BuildError: if there is no compiler, it fails, or the cache cannot be trusted.
+    """
+    compiler, flags = _compiler(), (*FLAGS, *CAPABILITIES[capability()])
+    path = cache_folder() / f"{_key(source, compiler, flags)}.so"
+    if not _is_whole(path):
+        with _exclusively(path):
+            if not _is_whole(path):  # another process may have built it meanwhile
+                _build(source, compiler, flags, path)
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def capability() -> str:
+    """The instruction set of generated kernels: the one that the CPU extension chose, or would."""
+    if loading.unavailable_reason("_C_cpu") is None:
+        return torch.ops.fused_losses.cpu_capability()
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    wanted = os.environ.get("FUSED_LOSSES_CPU_CAPABILITY") or "avx512"
+    order = list(CAPABILITIES)
+    return order[min(order.index(name) if name in order else 0 for name in (best, wanted))]
+
+
+@functools.cache
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise BuildError("there is no C++ compiler; install g++ (apt-get install g++), or name one in CXX")
+
+
+def headers() -> Path:
+    """The folder that generated sources include from: inside an installed package, or beside an editable one."""
+    installed = PACKAGE / "_csrc"
+    return installed if installed.is_dir() else PACKAGE.parent / "csrc"
+
+
+@functools.cache
+def _surroundings(compiler: str) -> bytes:
+    """What a library depends on besides its source: the headers, the compiler and the machine."""
+    digest = hashlib.sha256(platform.machine().encode())
+    program = os.stat(os.path.realpath(compiler))
+    digest.update(f"{os.path.realpath(compiler)} {program.st_size} {program.st_mtime_ns}".encode())
+    for path in sorted([*headers().glob("common/*.h"), *headers().glob("fusion/*.h")]):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def _key(source: str, compiler: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(_surroundings(compiler))
+    digest.update("\0".join((*flags, source)).encode())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """``$FUSED_LOSSES_CACHE``, or ``fused_losses`` in the user's cache; only this user may write there.
+
+    Raises:
+        BuildError: if somebody else owns it or may write to it: what is loaded from there runs as this user.
+    """
+    named = os.environ.get("FUSED_LOSSES_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(named or os.path.join(home, "fused_losses")).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise BuildError(f"the cache {folder} cannot be made ({error}); name another in FUSED_LOSSES_CACHE") from error
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(
+            f"the cache {folder} is not only this user's to write; run `chmod 700` on your own, or name another in "
+            "FUSED_LOSSES_CACHE"
+        )
+    return folder
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_BYTES]).digest() == content[-DIGEST_BYTES:]
+
+
+@contextmanager
+def _exclusively(path: Path) -> Iterator[None]:
+    """Processes that need the same library wait for the first."""
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(source: str, compiler: str, flags: tuple[str, ...], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        text, library = Path(folder) / "fused.cpp", Path(folder) / "fused.so"
+        text.write_text(source)
+        command = [compiler, *flags, f"-I{headers()}", str(text), "-o", str(library)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode != 0:
+            raise BuildError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+        content = library.read_bytes()
+        with open(library, "ab") as end:
+            end.write(hashlib.sha256(content).digest())
+        os.replace(library, path)

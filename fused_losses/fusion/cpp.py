@@ -1,0 +1,214 @@
+"""C++ source of a program: one function for each run of kernels between operators that torch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .expressions import identifier, size_of
+from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
+from .passes import Memory, Pass, inner_size
+from .schedule import Kernel, nodes, reads, schedule
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the source: what it is given, in order."""
+
+    name: str
+    operands: tuple[str, ...]  # buffers with sizes and strides, which it reads or whose sizes it needs
+    results: tuple[str, ...]  # contiguous buffers that it fills
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text, and the calls and externs that make the program."""
+
+    text: str
+    steps: tuple[Call | Extern, ...]
+
+
+def source_of(program: Program) -> Source:
+    steps: list[Call | Extern] = []
+    texts: list[str] = []
+    strided = {buffer.name: buffer for buffer in program.inputs}
+    runs = list(_runs(schedule(program)))
+    for position, run in enumerate(runs):
+        if isinstance(run, Extern):
+            strided.update((buffer.name, buffer) for buffer in run.buffers)
+            steps.append(run)
+            continue
+        later = set(program.outputs).union(*(_needed(other) for other in runs[position + 1 :]))
+        text, call = _function(f"fused_{len(texts)}", run, strided, later, program)
+        strided.update((name, _buffers(run)[name]) for name in call.results)
+        texts.append(text)
+        steps.append(call)
+    return Source("\n".join(['#include "fusion/passes.h"', *texts]), tuple(steps))
+
+
+def _runs(steps: Sequence[Kernel | Extern]) -> Iterator[list[Kernel] | Extern]:
+    run: list[Kernel] = []
+    for step in steps:
+        if isinstance(step, Kernel):
+            run.append(step)
+            continue
+        if run:
+            yield run
+            run = []
+        yield step
+    if run:
+        yield run
+
+
+def _buffers(run: Iterable[Kernel]) -> dict[str, Buffer]:
+    return {stage.buffer.name: stage.buffer for kernel in run for stage in kernel.stages}
+
+
+def _needed(run: list[Kernel] | Extern) -> set[str]:
+    """Names of the buffers that a run reads."""
+    if isinstance(run, Extern):
+        return set(_read_names([run.arguments, *run.keywords.values()]))
+    return {name for kernel in run for stage in kernel.stages for name in reads(stage)}
+
+
+def _read_names(value: Any) -> Iterator[str]:
+    if isinstance(value, Read):
+        yield value.name
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _read_names(item)
+
+
+def _sizes(stage: Stage) -> Iterator[Size]:
+    """Every size that a stage mentions."""
+    yield from (axis.extent for axis in stage.axes + stage.reduced)
+    yield from stage.buffer.sizes
+    for node in nodes(stage.expression):
+        for _, value in node.attributes:
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Size):
+                    yield item
+                elif isinstance(item, Index):
+                    yield item.offset
+                    yield from (factor for _, factor in item.terms if isinstance(factor, Size))
+
+
+def _inputs_of(size: Size) -> Iterator[str]:
+    if size.op == "size":
+        yield size.value[0]
+    for argument in size.arguments:
+        yield from _inputs_of(argument)
+
+
+def _function(
+    name: str, run: list[Kernel], strided: dict[str, Buffer], later: set[str], program: Program
+) -> tuple[str, Call]:
+    made = _buffers(run)
+    stages = [stage for kernel in run for stage in kernel.stages]
+    needed = {input for stage in stages for size in _sizes(stage) for input in _inputs_of(size)}
+    for stage in stages:
+        for read in reads(stage) & set(strided):
+            needed |= {read, *(input for size in strided[read].sizes for input in _inputs_of(size))}
+    operands = tuple(buffer for buffer in strided if buffer in needed)
+    results = tuple(buffer for buffer in made if buffer in later)
+    home = {stage.buffer.name: k for k, kernel in enumerate(run) for stage in kernel.stages}
+    crossing = {
+        read for k, kernel in enumerate(run) for s in kernel.stages for read in reads(s) if home.get(read, k) != k
+    }
+    inner = {
+        stage.buffer.name
+        for kernel in run
+        for stage in kernel.stages
+        if not kernel.is_local(stage) or len(stage.axes) > len(kernel.outer)
+    }
+    memory = Memory(
+        {**strided, **made}, frozenset(strided), frozenset({*results, *crossing, *inner}), frozenset(results)
+    )
+    passes, calls = [], []
+    for k, kernel in enumerate(run):
+        lines, call = _kernel(f"{name}_pass_{k}", kernel, memory)
+        passes.append(lines)
+        calls += call
+    arguments = _arguments(operands, made, memory, program.parameters)
+    unpacked = _unpacked(operands, results, made, memory, program.parameters)
+    body = [
+        f'extern "C" __attribute__((visibility("default"))) int32_t {name}(void* const* data, const int64_t* layout, '
+        "const double* parameters, ParallelFor parallel_for) {",
+        *unpacked,
+        *calls,
+        "return failed;",
+        "}",
+    ]
+    parts = [arguments, *passes]
+    text = "\n\n".join(["namespace " + name + "_ {", *("\n".join(indented(part)) for part in parts), "}"])
+    return f"\n{text}\n\n" + "\n".join(indented([*body[:1], f"using namespace {name}_;", *body[1:]])), Call(
+        name, operands, results
+    )
+
+
+def _arguments(
+    operands: Sequence[str], made: dict[str, Buffer], memory: Memory, parameters: Sequence[str]
+) -> list[str]:
+    lines = ["struct Arguments {", "ParallelFor parallel_for;", "int32_t* failed;"]
+    for name in operands:
+        lines.append(f"const {memory.stored_type(name)}* data_{identifier(name)};")
+        for kind in ("size", "stride"):
+            if count := len(memory.buffers[name].sizes):
+                names = ", ".join(f"{kind}_{identifier(name)}_{d}" for d in range(count))
+                lines.append(f"int64_t {names};")
+    lines += [f"{memory.stored_type(name)}* data_{identifier(name)};" for name in made if name in memory.stored]
+    lines += [f"double parameter_{identifier(name)};" for name in parameters]
+    return [*lines, "};"]
+
+
+def _unpacked(
+    operands: Sequence[str], results: Sequence[str], made: dict[str, Buffer], memory: Memory, parameters: Sequence[str]
+) -> list[str]:
+    lines = ["int32_t failed = 0;", "Arguments a;", "a.parallel_for = parallel_for;", "a.failed = &failed;"]
+    position = 0
+    for k, name in enumerate((*operands, *results)):
+        kind = memory.stored_type(name)
+        lines.append(
+            f"a.data_{identifier(name)} = static_cast<{'const ' if name in memory.strided else ''}{kind}*>(data[{k}]);"
+        )
+        if name in operands:
+            for what in ("size", "stride"):
+                for dimension in range(len(memory.buffers[name].sizes)):
+                    lines.append(f"a.{what}_{identifier(name)}_{dimension} = layout[{position}];")
+                    position += 1
+    lines += [f"a.parameter_{identifier(name)} = parameters[{k}];" for k, name in enumerate(parameters)]
+    for name in made:
+        if name in memory.stored and name not in results:
+            count = " * ".join(size_of(size) for size in made[name].sizes) or "1"
+            lines.append(f"const Memory<{memory.stored_type(name)}> memory_{identifier(name)}({count});")
+            lines.append(f"a.data_{identifier(name)} = memory_{identifier(name)};")
+    return lines
+
+
+def _kernel(name: str, kernel: Kernel, memory: Memory) -> tuple[list[str], list[str]]:
+    """The functions of a kernel, and how it is called."""
+    inner = [axis for loop in kernel.loops for axis in loop.inner]
+    if not kernel.outer or not inner:
+        return Pass(name, kernel, memory, is_rows=not kernel.outer).lines, [f"{name}(a);"]
+    if _runs_along_inner(kernel):
+        rows = Pass(f"{name}_rows", kernel, memory, is_rows=True).lines
+        columns = Pass(f"{name}_columns", kernel, memory, is_rows=False).lines
+        choice = f"({inner_size(kernel)} < kShortRow ? {name}_columns : {name}_rows)(a);"
+        return [*rows, "", *columns], [choice]
+    return Pass(name, kernel, memory, is_rows=False).lines, [f"{name}(a);"]
+
+
+def _runs_along_inner(kernel: Kernel) -> bool:
+    """Whether the fastest axis of the contiguous tensors that a kernel reads is an inner one."""
+    from .schedule import memory_order
+
+    return memory_order(kernel.stages)[-1] not in kernel.outer
+
+
+def indented(lines: Iterable[str]) -> Iterator[str]:
+    depth = 0
+    for line in lines:
+        depth -= line.startswith("}")
+        yield "  " * depth + line if line else ""
+        depth += line.endswith("{")

@@ -1,0 +1,118 @@
+"""C++ of sizes, constants and elementwise operations."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+
+from .ir import Expression, Size
+
+# What a dtype is stored as, and what it is computed with.
+STORED = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "half",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "bool",
+}
+COMPUTED = STORED | {torch.bfloat16: "float", torch.float16: "float"}
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "logical_and": "&",
+    "logical_or": "|",
+    "logical_xor": "^",
+    "bitwise_and": "&",
+    "bitwise_or": "|",
+    "bitwise_xor": "^",
+}
+_CALLS = frozenset(
+    "abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh "
+    "acosh atanh sigmoid erf erfc erfinv lgamma digamma floor ceil round trunc isnan isinf pow maximum minimum fmax fmin "
+    "fmod remainder floor_divide atan2 hypot copysign".split()
+)
+OPERATIONS = frozenset(_INFIX) | _CALLS | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+_POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
+
+
+def identifier(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def size_of(size: Size) -> str:
+    """C++ of a size, in terms of the arguments ``a`` of a pass."""
+    if size.op == "const":
+        return str(size.value)
+    if size.op == "size":
+        return f"a.size_{identifier(size.value[0])}_{size.value[1]}"
+    x, y = map(size_of, size.arguments)
+    if size.op in ("add", "sub", "mul"):
+        return f"({x} {dict(add='+', sub='-', mul='*')[size.op]} {y})"
+    return {"floordiv": f"floor_divide_({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[size.op]
+
+
+def constant(value: Any, dtype: torch.dtype) -> str:
+    kind = COMPUTED[dtype]
+    if dtype is torch.bool:
+        return "true" if value else "false"
+    if kind not in ("float", "double"):
+        return f"{kind}({int(value)})" if abs(int(value)) < 2**31 else f"int64_t({int(value)}LL)"
+    value = float(value)
+    if not math.isfinite(value):
+        limit = "quiet_NaN" if math.isnan(value) else "infinity"
+        return f"{'-' if value < 0 else ''}std::numeric_limits<{kind}>::{limit}()"
+    # A double is written in full: float(0.1) in C++ then rounds once, as torch does.
+    return f"{kind}({value!r})" if kind == "float" else repr(value)
+
+
+def operation(node: Expression, arguments: list[str]) -> str:
+    """C++ of one elementwise operation on values that are already named."""
+    op, kind = node.op, COMPUTED[node.dtype]
+    x = arguments[0]
+    if op in _INFIX:
+        text = f"{x} {_INFIX[op]} {arguments[1]}"
+        return f"static_cast<{kind}>({text})" if kind in ("int16_t", "int8_t", "uint8_t") else text
+    if op == "cast":
+        return f"{x} != 0" if node.dtype is torch.bool else f"static_cast<{kind}>({x})"
+    if op == "where":
+        return f"{x} ? {arguments[1]} : {arguments[2]}"
+    if op == "pow" and (simple := _simple_power(node)) is not None:
+        return simple.format(x=x, one=constant(1, node.dtype))
+    if op in _CALLS:
+        return f"{op}_({', '.join(arguments)})"
+    if op == "neg":
+        return f"static_cast<{kind}>(-{x})"
+    if op == "logical_not" or (op == "bitwise_not" and node.dtype is torch.bool):
+        return f"!{x}"
+    if op == "bitwise_not":
+        return f"static_cast<{kind}>(~{x})"
+    raise ValueError(
+        f"there is no C++ for the operation {op!r}; fused_losses.fusion.expressions.OPERATIONS lists those"
+    )
+
+
+def _simple_power(node: Expression) -> str | None:
+    exponent = node.arguments[1]
+    while exponent.op == "cast":
+        exponent = exponent.arguments[0]
+    if exponent.op != "constant" or not node.dtype.is_floating_point:
+        return None
+    return _POWERS.get(float(exponent["value"]))

@@ -1,0 +1,245 @@
+"""Groups the stages of a program into kernels: passes over the data that read it once.
+
+A :class:`Kernel` runs in parallel over its ``outer`` axes. Its loops run one after the other for every point of them, so
+a later loop may read what an earlier one computed for that point (the row's maximum, then its sum of exponentials, then
+its gradient), while the row is in cache. A stage whose outer axes are all reduced adds up over the whole kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .ir import Axis, Expression, Extern, Index, Program, Size, Stage
+
+ONE = Size("const", 1)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Stages that are computed together, in one loop nest over the ``inner`` axes of a kernel, in memory order."""
+
+    inner: tuple[Axis, ...]
+    along: tuple[Axis, ...]  # the inner axes that lanes run along where the outer ones are rows
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Loops that run one after the other for every point of ``outer``, whose axes are in memory order."""
+
+    outer: tuple[Axis, ...]
+    loops: tuple[Loop, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(stage for loop in self.loops for stage in loop.stages)
+
+    def is_local(self, stage: Stage) -> bool:
+        """Whether a stage has a result for every point of the outer axes, rather than one for all of them."""
+        return set(self.outer) <= set(stage.axes)
+
+
+def schedule(program: Program) -> list[Kernel | Extern]:
+    """Kernels and externs, in an order in which each reads only what is there."""
+    groups: list[list[Stage] | Extern] = []
+    home: dict[str, int] = {}
+    barrier = 0
+    for step in unified(program):
+        if isinstance(step, Extern):
+            groups.append(step)
+            barrier = len(groups)
+            continue
+        first = max([barrier, *(home[name] for name in reads(step) if name in home)])
+        place = next((g for g in range(first, len(groups)) if _joins(step, groups[g])), len(groups))
+        if place == len(groups):
+            groups.append([])
+        groups[place].append(step)  # type: ignore[union-attr]
+        home[step.buffer.name] = place
+    return [group if isinstance(group, Extern) else _kernel(group) for group in groups]
+
+
+def domain(stage: Stage) -> tuple[Axis, ...]:
+    """Every axis that a stage loops over."""
+    return tuple(axis for axis in stage.axes + stage.reduced if axis.extent != ONE)
+
+
+def nodes(expression: Expression) -> Iterator[Expression]:
+    """Every node once, what it takes before the node itself; computed indices are among what a load takes."""
+    seen: set[int] = set()
+    stack = [(expression, False)]
+    while stack:
+        node, is_ready = stack.pop()
+        if is_ready:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(children(node)))
+
+
+def children(node: Expression) -> tuple[Expression, ...]:
+    if node.op != "load":
+        return node.arguments
+    return tuple(index for index in node["index"] if isinstance(index, Expression))
+
+
+def loads(stage: Stage) -> list[Expression]:
+    return [node for node in nodes(stage.expression) if node.op == "load"]
+
+
+def reads(stage: Stage) -> set[str]:
+    return {load["buffer"] for load in loads(stage)}
+
+
+def plain_axis(index: Index | Expression) -> str | None:
+    """The axis that an index simply is, if so."""
+    if isinstance(index, Index) and len(index.terms) == 1 and index.terms[0][1] == 1 and index.offset.value == 0:
+        return index.terms[0][0]
+    return None
+
+
+def unified(program: Program) -> list[Stage | Extern]:
+    """The steps with axes that mean the same named the same across stages, so that equal axes are one loop."""
+    extents: dict[str, Size] = {}
+    along: dict[str, list[str | None]] = {buffer.name: [None] * len(buffer.sizes) for buffer in program.inputs}
+    steps: list[Stage | Extern] = []
+    for step in program.steps:
+        if isinstance(step, Extern):
+            along.update((buffer.name, [None] * len(buffer.sizes)) for buffer in step.buffers)
+            steps.append(step)
+            continue
+        names = _common_names(step, along, extents)
+        steps.append(_renamed(step, names))
+        along[step.buffer.name] = [names.get(axis.name) for axis in step.axes]
+    return steps
+
+
+def _common_names(stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size]) -> dict[str, str]:
+    """For each axis of a stage the name it has where the same buffers are read by others, or else a fitting one."""
+    axes = {axis.name: axis for axis in domain(stage)}
+    names: dict[str, str] = {}
+    plain = [
+        (load["buffer"], dimension, axis)
+        for load in sorted(loads(stage), key=lambda load: -len(load["index"]))
+        for dimension, axis in enumerate(map(plain_axis, load["index"]))
+        if axis in axes
+    ]
+
+    def offer(axis: Axis, name: str | None) -> None:
+        if name is not None and axis.name not in names and name not in names.values():
+            if extents.setdefault(name, axis.extent) == axis.extent:
+                names[axis.name] = name
+
+    for buffer, dimension, axis in plain:
+        offer(axes[axis], along[buffer][dimension])
+    for axis in axes.values():
+        offer(axis, axis.name)
+        for name in [*extents, f"i{len(extents)}", f"j{len(extents)}"]:
+            offer(axis, name)
+    for buffer, dimension, axis in plain:
+        along[buffer][dimension] = along[buffer][dimension] or names[axis]
+    return names
+
+
+def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
+    """Axes of one point are taken out of every index."""
+
+    def index_of(index: Index | Expression) -> Index | Expression:
+        if isinstance(index, Expression):
+            return done[id(index)]
+        return replace(index, terms=tuple((names[axis], factor) for axis, factor in index.terms if axis in names))
+
+    def attribute(name: str, value: object) -> object:
+        if name == "index":
+            return tuple(map(index_of, value))  # type: ignore[call-overload]
+        return index_of(value) if isinstance(value, Index) else value
+
+    done: dict[int, Expression] = {}
+    for node in nodes(stage.expression):
+        attributes = tuple((name, attribute(name, value)) for name, value in node.attributes)
+        arguments = tuple(done[id(argument)] for argument in node.arguments)
+        done[id(node)] = replace(node, arguments=arguments, attributes=attributes)
+    rename = lambda axes: tuple(replace(axis, name=names.get(axis.name, axis.name)) for axis in axes)
+    expression = done[id(stage.expression)]
+    return replace(stage, axes=rename(stage.axes), reduced=rename(stage.reduced), expression=expression)
+
+
+def _joins(stage: Stage, group: list[Stage] | Extern) -> bool:
+    """Whether a stage may run in a kernel, and gains from it: it reads the kernel's results or shares its loops."""
+    if isinstance(group, Extern):
+        return False
+    outer = _outer([*group, stage])
+    if outer is None:
+        return False
+    mine = set(domain(stage))
+    shares = any(set(domain(other)) == mine for other in group) or mine == set(outer)
+    return shares or not reads(stage).isdisjoint(other.buffer.name for other in group)
+
+
+def _outer(stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
+    """The axes that a kernel of these stages runs over in parallel, or None if they cannot be one kernel."""
+    order = memory_order(stages)
+    if not order:
+        return ()
+    inside = {stage.buffer.name: stage for stage in stages}
+    shared = set(order)
+    for stage in stages:
+        shared &= set(domain(stage))
+        for load in loads(stage):
+            if (source := inside.get(load["buffer"])) is not None:
+                shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
+    return _settled(tuple(axis for axis in order if axis in shared), stages)
+
+
+def _settled(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
+    """The part of some axes that every stage keeps as a whole or reduces as a whole."""
+    for stage in stages:
+        kept = tuple(axis for axis in outer if axis in stage.axes)
+        reduced = tuple(axis for axis in outer if axis not in stage.axes)
+        if kept and reduced:
+            # Rows that lie one after the other are rows; otherwise adding up along the slow axes reads in order.
+            leading = outer[: len(kept)] == kept
+            first, second = (kept, reduced) if leading else (reduced, kept)
+            return _settled(first, stages) or _settled(second, stages)
+    return outer or None
+
+
+def memory_order(stages: Sequence[Stage]) -> list[Axis]:
+    """Every axis of some stages, as the tensor with most of them has them, slowest first."""
+    axes = {axis.name: axis for stage in stages for axis in domain(stage)}
+    by_load = [
+        [name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms]
+        for stage in stages
+        for load in loads(stage)
+    ]
+    names = [name for load in sorted(by_load, key=len, reverse=True) for name in load]
+    return [axes[name] for name in dict.fromkeys([*names, *axes]) if name in axes]
+
+
+def _kernel(stages: Sequence[Stage]) -> Kernel:
+    outer = _outer(stages)
+    assert outer is not None  # every group was checked when it grew
+    order = [axis for axis in memory_order(stages) if axis not in outer]
+    loops: list[Loop] = []
+    home: dict[str, int] = {}
+    for stage in stages:
+        inner = tuple(axis for axis in order if axis in domain(stage))
+        along = _along(stage, inner)
+        first = max([0, *(home[name] + 1 for name in reads(stage) if name in home)])
+        fits = (i for i in range(first, len(loops)) if (loops[i].inner, loops[i].along) == (inner, along))
+        place = next(fits, len(loops))
+        if place == len(loops):
+            loops.append(Loop(inner, along, ()))
+        loops[place] = replace(loops[place], stages=(*loops[place].stages, stage))
+        home[stage.buffer.name] = place
+    return Kernel(outer, tuple(loops))
+
+
+def _along(stage: Stage, inner: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """All inner axes where the stage keeps or reduces all of them, else those it treats like the fastest one."""
+    kept = tuple(axis for axis in inner if axis in stage.axes)
+    reduced = tuple(axis for axis in inner if axis not in stage.axes)
+    if not kept or not reduced:
+        return inner
+    return kept if inner[-1] in kept else reduced

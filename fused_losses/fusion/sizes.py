@@ -191,6 +191,10 @@ class Number:
     def is_symbolic(self) -> bool:
         return True
 
+    @property
+    def _hint(self) -> Any:
+        return self.hint
+
     def has_hint(self) -> bool:
         return True
 

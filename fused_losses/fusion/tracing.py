@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .externs import LEFT_TO_TORCH, results
 from .sizes import Assumptions
 from .values import Extent, External, ExternalCall, Input, Scalar, Value, product
 
@@ -148,7 +148,7 @@ class Tracer(TorchDispatchMode):
             if result is not NotImplemented:
                 return self._wrapped(func, args, kwargs, result)
         with self:
-            if func in decomposition_table and not complex_numbers:
+            if func in decomposition_table and not complex_numbers and name not in LEFT_TO_TORCH:
                 return decomposition_table[func](*args, **kwargs)
             result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -161,13 +161,14 @@ class Tracer(TorchDispatchMode):
     def traced(self, value: Value) -> Traced:
         return Traced.of(value, self.device)
 
-    def _values(self, arguments: Any) -> Any:
-        def of(argument: Any) -> Any:
-            if isinstance(argument, Traced):
-                return argument.value
-            return self.lift(argument) if isinstance(argument, Tensor) else argument
+    def value(self, argument: Any) -> Any:
+        """The value of a tensor; anything else as it is."""
+        if isinstance(argument, Traced):
+            return argument.value
+        return self.lift(argument) if isinstance(argument, Tensor) else argument
 
-        return tree_map(of, arguments)
+    def _values(self, arguments: Any) -> Any:
+        return tree_map(self.value, arguments)
 
     def lift(self, tensor: Tensor) -> Value:
         """The value of a real tensor that the loss met: one of its own, or made of numbers just now."""
@@ -243,42 +244,16 @@ class Tracer(TorchDispatchMode):
             raise self.refusal(f"{name} gives a result whose size depends on values")
 
         try:
-            results = self._results(func, name, args, kwargs)
+            returned = results(self, func, name, args, kwargs)
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
         call = ExternalCall(func, self._values(args), self._values(kwargs), self.where)
-        outputs, structure = tree_flatten(results)
+        outputs, structure = tree_flatten(returned)
         call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(outputs)]
-        if isinstance(results, Tensor):
+        if isinstance(returned, Tensor):
             return self._wrapped(func, args, kwargs, call.outputs[0])
         return tree_unflatten([self.traced(output) for output in call.outputs], structure)
-
-    def _results(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """What an operator returns, as tensors without elements."""
-        from .operators import OPERATORS
-
-        def empty(argument: Any, device: torch.device) -> Any:
-            if isinstance(argument, torch.device):
-                return device
-            if not isinstance(argument, Tensor):
-                return argument
-            value = self._values(argument)
-            return torch.empty(value.shape, dtype=value.dtype, device=device)
-
-        try:  # the shape function itself, where it takes open sizes
-            meta = partial(empty, device=torch.device("meta"))
-            return func(*tree_map(meta, args), **tree_map(meta, kwargs))
-        except Exception:  # it does not, in one of many ways
-            if (func.is_view or name.endswith("_scatter")) and name in OPERATORS:  # of complex numbers
-                value = OPERATORS[name](self, *self._values(args), **self._values(kwargs))
-                return torch.empty(value.shape, dtype=value.dtype, device="meta")
-            from torch._subclasses.fake_tensor import FakeTensorMode  # imports the compiler
-
-            with FakeTensorMode() as mode:
-                mode.cache_enabled = False  # its keys need sizes of the compiler's own kind
-                fake = partial(empty, device=self.device)
-                return func(*tree_map(fake, args), **tree_map(fake, kwargs))
 
 
 class Numbers(TorchFunctionMode):
@@ -290,9 +265,11 @@ class Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        from .rewrites import REWRITES
+
         name = getattr(func, "__name__", "")
-        if func is torch.nn.functional.one_hot:
-            return self._one_hot(*args, **kwargs)
+        if func in REWRITES:
+            return REWRITES[func](self.tracer, *args, **kwargs)
         if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):
             args = (args[0], args[1], self.tracer.traced(Scalar(args[2], args[0].dtype)))
         values = [*args, *kwargs.values()]
@@ -319,16 +296,6 @@ class Numbers(TorchFunctionMode):
 
     def _plain(self, number: Any) -> Any:
         return number.node.guard_float() if isinstance(number, torch.SymFloat) else number
-
-    def _one_hot(self, tensor: Tensor, num_classes: Any = -1) -> Tensor:
-        """Without the look at the values; that they are in range is checked when they are read."""
-        from .operators import checked
-
-        if isinstance(num_classes, int) and num_classes < 0:
-            raise self.tracer.refusal("one_hot without num_classes looks at the values; pass num_classes")
-        index = checked(self.tracer._values(tensor), num_classes)
-        classes = torch.arange(num_classes, device=self.tracer.device)
-        return (self.tracer.traced(index).unsqueeze(-1) == classes).to(torch.int64)
 
 
 def location() -> str:

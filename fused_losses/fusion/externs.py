@@ -1,0 +1,83 @@
+"""Operators that torch runs between stages: what they return, for sizes that are open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .values import Value
+
+LEFT_TO_TORCH = {"cumsum", "cumprod"}  # torch's decompositions of these look at all pairs of elements
+COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128, torch.float16: torch.complex32}
+REAL = {value: key for key, value in COMPLEX.items()}
+
+
+def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _same(x: Value, *options: Any, dtype: torch.dtype | None = None) -> Tensor:
+    return _meta(x.shape, dtype or (torch.int64 if not x.dtype.is_floating_point else x.dtype))
+
+
+def _real_to_complex(x: Value, dims: list[int], norm: int, onesided: bool) -> Tensor:
+    shape = list(x.shape)
+    if onesided:
+        shape[dims[-1]] = shape[dims[-1]] // 2 + 1
+    return _meta(shape, COMPLEX[x.dtype])
+
+
+def _complex_to_real(x: Value, dims: list[int], norm: int, length: Any) -> Tensor:
+    shape = list(x.shape)
+    shape[dims[-1]] = length
+    return _meta(shape, REAL[x.dtype])
+
+
+# Of those whose shape functions in torch would fix every size, or import the compiler.
+SHAPES: dict[str, Callable[..., Any]] = {
+    "cumsum": _same,
+    "cumprod": _same,
+    "logcumsumexp": _same,
+    "_fft_c2c": lambda x, *_: _meta(x.shape, x.dtype),
+    "_fft_r2c": _real_to_complex,
+    "_fft_c2r": _complex_to_real,
+    "unfold_backward": lambda x, shape, *_: _meta(shape, x.dtype),
+    "sort": lambda x, *_, **__: (_meta(x.shape, x.dtype), _meta(x.shape, torch.int64)),
+}
+
+
+def results(tracer: Any, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """What an operator returns, as tensors without elements."""
+    from .operators import OPERATORS
+
+    values, keywords = tree_map(tracer.value, args), tree_map(tracer.value, kwargs)
+    if name in SHAPES:
+        return SHAPES[name](*values, **keywords)
+
+    def empty(argument: Any, device: torch.device) -> Any:
+        if isinstance(argument, torch.device):
+            return device
+        if not isinstance(argument, Value):
+            return argument
+        return torch.empty(argument.shape, dtype=argument.dtype, device=device)
+
+    def called(device: torch.device) -> Any:
+        place = partial(empty, device=device)
+        return func(*tree_map(place, values), **tree_map(place, keywords))
+
+    try:
+        return called(torch.device("meta"))
+    except Exception:  # the shape function does not take open sizes, and says so in one of many ways
+        if (func.is_view or name.endswith("_scatter")) and name in OPERATORS:  # of complex numbers
+            value = OPERATORS[name](tracer, *values, **keywords)
+            return _meta(value.shape, value.dtype)
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode() as mode:
+            mode.cache_enabled = False  # its keys need sizes of the compiler's own kind
+            return called(tracer.device)

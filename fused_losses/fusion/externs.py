@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 
 from .values import Value
 
-LEFT_TO_TORCH = {"cumsum", "cumprod"}  # torch's decompositions of these look at all pairs of elements
+# Torch's decompositions of the first two look at all pairs of elements; the other wants sizes of the compiler's kind.
+LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward"}
 COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128, torch.float16: torch.complex32}
 REAL = {value: key for key, value in COMPLEX.items()}
 

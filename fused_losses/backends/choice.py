@@ -90,6 +90,11 @@ def unavailable_reason(backend: str, device_type: str, dtype: torch.dtype) -> st
     return loading.unavailable_reason(extension)
 
 
+def requested() -> str | None:
+    """The backend that was asked for by name for every loss."""
+    return _requested
+
+
 def is_automatic(backend: str | None) -> bool:
     """Whether nobody asked for a backend by name."""
     return backend is None and _requested is None

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .externs import LEFT_TO_TORCH, results
 from .sizes import Assumptions
-from .values import Extent, External, ExternalCall, Input, Scalar, Value, product
+from .values import Extent, External, ExternalCall, Input, Scalar, Value
 
 aten = torch.ops.aten
 # Operators of Python in which a size or a hyper-parameter may stand beside a tensor.
@@ -47,7 +47,7 @@ PUT_BACK: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class CannotFuse(Exception):
+class CannotFuse(RuntimeError):
     """Why a loss cannot be fused, in words for its author."""
 
 
@@ -113,7 +113,6 @@ class Trace:
     cotangents: tuple[Input | None, ...]  # the outputs' gradients, of those that have one
     gradients: tuple[Value | None, ...]  # one for each input that requires it, None where it has no influence
     assumptions: Assumptions
-    externs: tuple[str, ...]
 
 
 class Tracer(TorchDispatchMode):
@@ -310,12 +309,18 @@ def location() -> str:
 
 
 def trace(
-    loss: Callable[[list[Tensor]], Any],
+    loss: Callable[[list[Any], Any], Any],
     tensors: Sequence[Tensor],
     assumptions: Assumptions,
     requires_grad: Sequence[bool],
 ) -> Trace:
-    """Traces a loss of tensors and, where one of them requires it, its gradient.
+    """Traces a loss and, where a tensor requires it, its gradient.
+
+    Args:
+        loss: is called with the tensors and the tracer.
+        tensors: what it is called with at first; only their shapes and dtypes count.
+        assumptions: gathers what the trace relies on.
+        requires_grad: for each tensor, whether a gradient is wanted.
 
     Raises:
         CannotFuse: with the reason.
@@ -325,7 +330,7 @@ def trace(
     leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
     tracer = Tracer(device, assumptions)
     with tracer, Numbers(tracer), torch.set_grad_enabled(any(requires_grad)):
-        result = loss(list(leaves))
+        result = loss(list(leaves), tracer)
         outputs, structure = tree_flatten(result)
         for output in outputs:
             if not isinstance(output, Traced):
@@ -341,7 +346,8 @@ def trace(
         values = tuple(output.value for output in outputs)
         if learnt:
             ones = [tracer.traced(cotangent) for cotangent in cotangents if cotangent is not None]
-            gradients = torch.autograd.grad(learnt, wanted, ones, allow_unused=True)
+            with torch.autocast(device.type, enabled=False):  # as outside the block in which a loss is called
+                gradients = torch.autograd.grad(learnt, wanted, ones, allow_unused=True)
     return Trace(
         inputs,
         tracer.constants,
@@ -350,7 +356,6 @@ def trace(
         tuple(cotangents),
         tuple(None if gradient is None else gradient.value for gradient in gradients),
         assumptions,
-        (),
     )
 
 
@@ -366,5 +371,3 @@ def _inputs(tensors: Sequence[Tensor], assumptions: Assumptions) -> tuple[Input,
         inputs.append(Input(name, [seen[size] for size in tensor.shape], tensor.dtype))
     return tuple(inputs)
 
-
-__all__ = ["CannotFuse", "Trace", "Traced", "product", "trace"]

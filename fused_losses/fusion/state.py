@@ -1,0 +1,245 @@
+"""What a loss reads besides its arguments: parameters, buffers, attributes, and names from around its code."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .tracing import CannotFuse
+
+SIMPLE = (int, bool, str, type(None), torch.dtype, torch.device, complex, bytes)
+_INTERNAL = set(vars(nn.Module())) - {"training"}
+_OWN = "_fusion"  # the attribute in which a fused module keeps its programs
+
+
+class Reading(NamedTuple):
+    """Tensors and numbers that may change freely, and everything else, which is part of a pattern."""
+
+    tensors: list[Tensor]
+    numbers: list[float]
+    fixed: list[Any]
+
+
+class Slot(NamedTuple):
+    """A place that holds something: an item of a dictionary, or the contents of a closure's cell."""
+
+    container: Any
+    name: str
+    module: nn.Module | None  # whose dictionary it is; what stands there can be replaced in a copy
+
+    def read(self) -> Any:
+        return self.container.cell_contents if self.module is None and self.name == "" else self.container[self.name]
+
+
+class State:
+    """The slots of a loss, found once and again where the number of its attributes has changed."""
+
+    def __init__(self, loss: Any, forward: Callable[..., Any]):
+        self.loss = loss
+        self.modules = list(loss.modules()) if isinstance(loss, nn.Module) else []
+        functions = [forward]
+        for module in self.modules:
+            functions += _methods(type(module))
+        around = _around(functions)
+        # A number that is looked at closely cannot be left open.
+        self.open_numbers = not any({"isinstance", "type"} & set(code.co_names) for code in around.codes)
+        self.slots = [slot for module in self.modules for slot in _slots(module)] + around.slots
+        self._dictionaries = [d for module in self.modules for d in _dictionaries(module)]
+        self._lengths = [len(d) for d in self._dictionaries]
+
+    def is_current(self) -> bool:
+        return [len(d) for d in self._dictionaries] == self._lengths
+
+    def read(self) -> Reading:
+        """
+        Raises:
+            KeyError: where an attribute is gone.
+        """
+        reading = Reading([], [], [])
+        for slot in self.slots:
+            value = slot.read()
+            if isinstance(value, Tensor):
+                reading.tensors.append(value)
+                reading.fixed.append(Tensor)
+            elif type(value) is float and self.open_numbers and slot.module is not None:
+                reading.numbers.append(value)
+                reading.fixed.append(float)
+            else:
+                reading.fixed += (type(value), frozen(value))
+        return reading
+
+    def replaced(self, tensors: Sequence[Any], numbers: Sequence[Any]) -> Replaced:
+        """A copy of the loss that reads given tensors and numbers in the place of its own."""
+        return Replaced(self, tensors, numbers)
+
+
+class Replaced:
+    """Copies of the modules of a loss, in whose dictionaries stands what was given."""
+
+    def __init__(self, state: State, tensors: Sequence[Any], numbers: Sequence[Any]):
+        self.copies = {module: _copied(module) for module in state.modules}
+        self.around: dict[int, Any] = {}  # what stands for a tensor that no copy can hold, by the tensor's id
+        rest, numbers_left = iter(tensors), iter(numbers)
+        for slot in state.slots:
+            value = slot.read()
+            if isinstance(value, Tensor):
+                given = next(rest)
+                if slot.module is None:
+                    self.around[id(value)] = given
+                else:
+                    self._dictionary(slot)[slot.name] = given
+            elif slot.module is not None and type(value) is float and state.open_numbers:
+                self._dictionary(slot)[slot.name] = next(numbers_left)
+        for module, copy in self.copies.items():
+            copy._modules = {name: self.copies.get(child, child) for name, child in module._modules.items()}  # type: ignore[arg-type]
+        self.before = {copy: _shallow(vars(copy)) for copy in self.copies.values()}
+        self.loss = self.copies.get(state.loss, state.loss)
+
+    def _dictionary(self, slot: Slot) -> dict[str, Any]:
+        copy, module = self.copies[slot.module], slot.module  # type: ignore[index]
+        for name in ("_parameters", "_buffers"):
+            if slot.container is vars(module)[name]:
+                return vars(copy)[name]
+        return vars(copy)
+
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            CannotFuse: if a call has assigned an attribute.
+        """
+        for copy, before in self.before.items():
+            after = _shallow(vars(copy))
+            for name in before.keys() | after.keys():
+                if not _identical(before.get(name), after.get(name)):
+                    raise CannotFuse(f"it changes its attribute {name} while it runs; do that outside forward")
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, dict, set)) and type(a) is type(b):
+        items = (list(a.items()), list(b.items())) if isinstance(a, dict) else (list(a), list(b))
+        flat = [[part for item in each for part in (item if isinstance(item, tuple) else (item,))] for each in items]
+        return len(flat[0]) == len(flat[1]) and all(x is y for x, y in zip(*flat))
+    return a is b
+
+
+def _shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.copy() if isinstance(value, (list, dict, set)) else value for name, value in attributes.items()}
+
+
+def _copied(module: nn.Module) -> Any:
+    copy = object.__new__(type(module))
+    object.__setattr__(copy, "__dict__", {k: v for k, v in _shallow(vars(module)).items() if k != _OWN})
+    return copy
+
+
+def _dictionaries(module: nn.Module) -> list[Any]:
+    own = vars(module)
+    return [own, own["_parameters"], own["_buffers"], own["_modules"]]
+
+
+def _slots(module: nn.Module) -> Iterator[Slot]:
+    own, parameters, buffers, _ = _dictionaries(module)
+    for dictionary in (parameters, buffers):
+        yield from (Slot(dictionary, name, module) for name in dictionary)
+    yield from (Slot(own, name, module) for name in own if name not in _INTERNAL and name != _OWN)
+
+
+def _methods(kind: type) -> list[Any]:
+    """The functions of a module's classes, but for torch's base class."""
+    classes = [c for c in kind.__mro__ if c not in (nn.Module, object)]
+    return [member for c in classes for member in vars(c).values() if isinstance(member, types.FunctionType)]
+
+
+class _Around(NamedTuple):
+    codes: list[types.CodeType]
+    slots: list[Slot]
+
+
+def _around(functions: Sequence[Any]) -> _Around:
+    """The code of functions and of those that they call by name, and what it takes from outside."""
+    codes: list[types.CodeType] = []
+    slots: dict[tuple[int, str], Slot] = {}
+    waiting = [f for f in map(_plain_function, functions) if f is not None]
+    seen = set()
+    while waiting:
+        function = waiting.pop()
+        if function in seen or function.__module__.partition(".")[0] == "torch":
+            continue
+        seen.add(function)
+        own = list(_codes(function.__code__))
+        codes += own
+        names = {name for code in own for name in code.co_names if name in function.__globals__}
+        found = [Slot(function.__globals__, name, None) for name in sorted(names)]
+        found += [Slot(cell, "", None) for cell in function.__closure__ or () if _is_filled(cell)]
+        for slot in found:
+            value = slot.read()
+            if isinstance(value, (types.ModuleType, type)):
+                continue
+            helper = _plain_function(value)
+            if helper is not None:
+                waiting.append(helper)
+                continue
+            slots[id(slot.container), slot.name] = slot
+    return _Around(codes, list(slots.values()))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _plain_function(value: Any) -> types.FunctionType | None:
+    value = getattr(value, "__func__", value)
+    return value if isinstance(value, types.FunctionType) else None
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def frozen(value: Any, depth: int = 0) -> Any:
+    """Something hashable that is equal exactly where a trace would come out the same.
+
+    Raises:
+        CannotFuse: for what may change without its being seen.
+    """
+    kind = type(value)
+    if kind in SIMPLE or kind is float:
+        return value
+    if depth > 6:
+        raise CannotFuse("it reads an object that is nested too deeply to notice when it changes")
+    if isinstance(value, (list, tuple)):
+        return (kind, *(frozen(item, depth + 1) for item in value))
+    if isinstance(value, dict):
+        return (kind, *((key, frozen(item, depth + 1)) for key, item in value.items()))
+    if isinstance(value, Tensor):
+        return id(value)  # a trace that reads it is refused
+    if kind in (types.FunctionType, types.BuiltinFunctionType, types.MethodType):
+        return value
+    if isinstance(value, nn.Module):
+        return (kind, *(frozen(v, depth + 1) for k, v in vars(value).items() if k not in _INTERNAL | {_OWN}))
+    if isinstance(value, type) or kind.__module__.partition(".")[0] in ("torch", "builtins", "functools", "enum"):
+        return _hashable(value)
+    if hasattr(value, "__dict__"):
+        return (kind, *((name, frozen(item, depth + 1)) for name, item in vars(value).items()))
+    return _hashable(value)
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        raise CannotFuse(
+            f"it reads a {type(value).__name__}, in which a change would go unseen; make it a tensor or plain numbers"
+        ) from None
+    return value

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .expressions import identifier, size_of
-from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
+from .ir import Buffer, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass, inner_size
-from .schedule import Kernel, nodes, reads, schedule
+from .schedule import Kernel, memory_order, nodes, reads, schedule
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,6 @@ def _kernel(name: str, kernel: Kernel, memory: Memory) -> tuple[list[str], list[
 
 def _runs_along_inner(kernel: Kernel) -> bool:
     """Whether the fastest axis of the contiguous tensors that a kernel reads is an inner one."""
-    from .schedule import memory_order
-
     return memory_order(kernel.stages)[-1] not in kernel.outer
 
 

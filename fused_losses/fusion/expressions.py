@@ -45,9 +45,13 @@ _INFIX = {
     "bitwise_xor": "^",
 }
 _CALLS = frozenset(
-    "abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh "
-    "acosh atanh sigmoid erf erfc erfinv lgamma digamma floor ceil round trunc isnan isinf pow maximum minimum fmax fmin "
-    "fmod remainder floor_divide atan2 hypot copysign".split()
+    (
+        *("abs", "sign", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal"),
+        *("sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sigmoid"),
+        *("erf", "erfc", "erfinv", "lgamma", "digamma", "floor", "ceil", "round", "trunc", "isnan", "isinf"),
+        *("pow", "maximum", "minimum", "fmax", "fmin", "fmod", "remainder", "floor_divide", "atan2", "hypot"),
+        "copysign",
+    )
 )
 OPERATIONS = frozenset(_INFIX) | _CALLS | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
@@ -65,7 +69,7 @@ def size_of(size: Size) -> str:
         return f"a.size_{identifier(size.value[0])}_{size.value[1]}"
     x, y = map(size_of, size.arguments)
     if size.op in ("add", "sub", "mul"):
-        return f"({x} {dict(add='+', sub='-', mul='*')[size.op]} {y})"
+        return f"({x} {_INFIX[size.op]} {y})"
     return {"floordiv": f"floor_divide_({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[size.op]
 
 
@@ -91,6 +95,8 @@ def operation(node: Expression, arguments: list[str]) -> str:
         text = f"{x} {_INFIX[op]} {arguments[1]}"
         return f"static_cast<{kind}>({text})" if kind in ("int16_t", "int8_t", "uint8_t") else text
     if op == "cast":
+        if node.arguments[0].dtype is torch.bool:  # a choice vectorises where a conversion does not
+            return f"{x} ? {kind}(1) : {kind}(0)"
         return f"{x} != 0" if node.dtype is torch.bool else f"static_cast<{kind}>({x})"
     if op == "where":
         return f"{x} ? {arguments[1]} : {arguments[2]}"

@@ -1,7 +1,7 @@
 """C++ of one kernel: a function that runs its loops over blocks of lanes.
 
-Lanes are what one vectorised loop runs along. In *rows*, they run along the inner axes of each loop, for one point of the
-outer axes after the other; in *columns*, along the outer axes, for one point of the inner axes after the other.
+Lanes are what one vectorised loop runs along. In *rows*, they run along the inner axes of each loop, for one point of
+the outer axes after the other; in *columns*, along the outer axes, for one point of the inner axes after the other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Groups the stages of a program into kernels: passes over the data that read it once.
 
-A :class:`Kernel` runs in parallel over its ``outer`` axes. Its loops run one after the other for every point of them, so
-a later loop may read what an earlier one computed for that point (the row's maximum, then its sum of exponentials, then
-its gradient), while the row is in cache. A stage whose outer axes are all reduced adds up over the whole kernel.
+A :class:`Kernel` runs in parallel over its ``outer`` axes. Its loops run one after the other for every point of them,
+so a later loop may read what an earlier one computed for that point (the row's maximum, then its sum of exponentials,
+then its gradient), while the row is in cache. A stage whose outer axes are all reduced adds up over the whole kernel.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def _common_names(stage: Stage, along: dict[str, list[str | None]], extents: dic
     ]
 
     def offer(axis: Axis, name: str | None) -> None:
-        if name is not None and axis.name not in names and name not in names.values():
-            if extents.setdefault(name, axis.extent) == axis.extent:
-                names[axis.name] = name
+        is_free = name is not None and axis.name not in names and name not in names.values()
+        if name is not None and is_free and extents.setdefault(name, axis.extent) == axis.extent:
+            names[axis.name] = name
 
     for buffer, dimension, axis in plain:
         offer(axes[axis], along[buffer][dimension])
@@ -189,7 +189,8 @@ def _outer(stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
         for load in loads(stage):
             if (source := inside.get(load["buffer"])) is not None:
                 shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
-    return _settled(tuple(axis for axis in order if axis in shared), stages)
+    settled = _settled(tuple(axis for axis in order if axis in shared), stages)
+    return _narrowed(settled, order, stages) if settled else settled
 
 
 def _settled(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
@@ -203,6 +204,29 @@ def _settled(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> tuple[Axis, ..
             first, second = (kept, reduced) if leading else (reduced, kept)
             return _settled(first, stages) or _settled(second, stages)
     return outer or None
+
+
+def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[Stage]) -> tuple[Axis, ...]:
+    """Fewer outer axes, where tensors that lack some of them are then read once rather than for every element.
+
+    What lacks axes between its own fastest and slowest (a number for each pixel of many classes) sets the outer axes;
+    otherwise they are as many of the slowest as leave every tensor either whole or constant along the others.
+    """
+    if list(outer) != list(order):
+        return outer
+    cut = 0
+    for stage in stages:
+        for load in loads(stage):
+            names = {name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms}
+            has = [axis.name in names for axis in outer]
+            if all(has) or not any(has):
+                continue
+            first, last = has.index(True), len(has) - has[::-1].index(True)
+            if last == len(has) and not all(has[first:]):
+                middle = tuple(axis for axis, is_there in zip(outer, has) if is_there)
+                return _settled(middle, stages) or outer
+            cut = max(cut, last if last < len(has) else first)
+    return (_settled(outer[:cut], stages) or outer) if cut else outer
 
 
 def memory_order(stages: Sequence[Stage]) -> list[Axis]:

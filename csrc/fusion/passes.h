@@ -298,7 +298,7 @@ struct Rows {
 };
 
 template <class T>
-void fill(T* out, int64_t n, T value) {
+void fill(T* out, int64_t n, std::common_type_t<T> value) {
   for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 

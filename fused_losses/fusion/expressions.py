@@ -70,7 +70,7 @@ def size_of(size: Size) -> str:
     x, y = map(size_of, size.arguments)
     if size.op in ("add", "sub", "mul"):
         return f"({x} {_INFIX[size.op]} {y})"
-    return {"floordiv": f"floor_divide_({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[size.op]
+    return {"floordiv": f"floor_divide_<int64_t>({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[size.op]
 
 
 def constant(value: Any, dtype: torch.dtype) -> str:

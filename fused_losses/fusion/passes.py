@@ -486,7 +486,9 @@ class Nest:
             if count in ("1", "kBlock"):
                 self.of.scratch.append(f"alignas(64) {how}::Result {sums}[{count}];")
             else:
-                self.of.scratch.append(f"const Memory<{how}::Result> {sums}({count});")
+                memory = self.of.name("memory")
+                self.of.scratch.append(f"const Memory<{how}::Result> {memory}({count});")
+                self.of.scratch.append(f"{how}::Result* {sums} = {memory};")
             self.before.append(fill)
         else:
             self.of.partials.append(

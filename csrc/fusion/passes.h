@@ -15,6 +15,9 @@
 
 namespace {
 
+// What is called for a block or a pass, not for an element: inlined, it would only make builds longer.
+#define FL_APART __attribute__((noinline))
+
 #include "../common/numerics.h"
 #include "../common/low_precision.h"
 #include "functions.h"
@@ -73,7 +76,7 @@ struct Lanes {
   int axis[kMaxRank] = {};
   int64_t extent[kMaxRank] = {}, numel = 1;
 
-  Lanes(std::initializer_list<int64_t> extents, std::initializer_list<const Strides*> operands) {
+  FL_APART Lanes(std::initializer_list<int64_t> extents, std::initializer_list<const Strides*> operands) {
     int64_t weight[kMaxRank];
     int index = 0;
     for (const int64_t size : extents) {
@@ -100,7 +103,7 @@ struct Seek {
 // Offsets along lanes; axes that are one in memory are one here.
 class Steps {
  public:
-  Steps(const Lanes& lanes, const Strides& strides) {
+  FL_APART Steps(const Lanes& lanes, const Strides& strides) {
     for (int k = 0; k < lanes.rank; ++k) {
       const int64_t size = lanes.extent[k], step = strides.of[lanes.axis[k]];
       if (k > 0 && stride_[last_] == size * step) {
@@ -111,7 +114,7 @@ class Steps {
       }
     }
   }
-  Seek seek(int64_t position) const {
+  FL_APART Seek seek(int64_t position) const {
     int64_t row = position / extent_[last_];
     const int64_t column = last_ == 0 ? position : position - row * extent_[last_];
     int64_t offset = column * stride_[last_];
@@ -134,7 +137,7 @@ class Steps {
     }
   }
   // The offsets themselves.
-  const int64_t* block(const Seek& at, int64_t n, int64_t base, int64_t* scratch) const {
+  FL_APART const int64_t* block(const Seek& at, int64_t n, int64_t base, int64_t* scratch) const {
     for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
       for (int64_t i = 0; i < count; ++i) scratch[done + i] = base + offset + i * stride;
     });
@@ -164,7 +167,7 @@ class View : public Steps {
 
  private:
   template <class A>
-  __attribute__((noinline)) void copy(const Seek& at, int64_t n, const T* source, A* scratch) const {
+  FL_APART void copy(const Seek& at, int64_t n, const T* source, A* scratch) const {
     for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
       const T* from = source + offset;
       A* to = scratch + done;
@@ -190,9 +193,9 @@ struct Guard {
 };
 
 // Lanes of a tensor that may lie outside, where they are 0.
-template <class T, class A, size_t dimensions>
-const A* guarded_block(const T* data, const Steps& steps, int64_t base, const Guard (&guards)[dimensions],
-                       int64_t position, int64_t n, A* scratch) {
+template <class T, class A>
+FL_APART const A* guarded_block(const T* data, const Steps& steps, int64_t base, std::initializer_list<Guard> guards,
+                                int64_t position, int64_t n, A* scratch) {
   int64_t offsets[kBlock], index[kBlock];
   bool inside[kBlock];
   steps.block(steps.seek(position), n, base, offsets);
@@ -246,7 +249,13 @@ class Output : public Steps {
     if constexpr (std::is_same_v<T, A>) {
       if (values == to) return;
     }
-    if (streams_ && is_adjacent(at, n)) return stream(values, n, to);
+    move(at, n, base, values);
+  }
+
+ private:
+  template <class A>
+  FL_APART void move(const Seek& at, int64_t n, int64_t base, const A* values) const {
+    if (streams_ && is_adjacent(at, n)) return stream(values, n, data_ + base + at.offset);
     for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
       T* run = data_ + base + offset;
       if (stride == 1) {
@@ -257,8 +266,6 @@ class Output : public Steps {
       }
     });
   }
-
- private:
   template <class A>
   static void stream(const A* values, int64_t n, T* to) {
     if constexpr (std::is_same_v<T, A>) {
@@ -298,13 +305,13 @@ struct Rows {
 };
 
 template <class T>
-void fill(T* out, int64_t n, std::common_type_t<T> value) {
+FL_APART void fill(T* out, int64_t n, std::common_type_t<T> value) {
   for (int64_t i = 0; i < n; ++i) out[i] = value;
 }
 
 // Joins the results of tasks in their order; without tasks there is only the start.
 template <class How>
-void join_tasks(typename How::Result* partial, int64_t tasks, int64_t count) {
+FL_APART void join_tasks(typename How::Result* partial, int64_t tasks, int64_t count) {
   if (tasks == 0) fill(partial, count, How::start());
   for (int64_t task = 1; task < tasks; ++task) {
     const typename How::Result* other = partial + task * count;

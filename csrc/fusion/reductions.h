@@ -12,7 +12,7 @@ struct Sum {
   using Result = Wide<A>;
   static constexpr Result start() { return 0; }
   FL_INLINE static Result join(Result a, Result b) { return a + b; }
-  static Result block(const A* x, int64_t n) {
+  FL_APART static Result block(const A* x, int64_t n) {
     alignas(64) A lanes[kLanes] = {};
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
@@ -32,7 +32,7 @@ struct Product {
   using Result = Wide<A>;
   static constexpr Result start() { return 1; }
   FL_INLINE static Result join(Result a, Result b) { return a * b; }
-  static Result block(const A* x, int64_t n) {
+  FL_APART static Result block(const A* x, int64_t n) {
     Result total = 1;
     for (int64_t i = 0; i < n; ++i) total *= x[i];
     return total;
@@ -48,7 +48,7 @@ struct Extremum {
     return largest ? limits::lowest() : limits::max();
   }
   FL_INLINE static A join(A a, A b) { return better(b, a); }
-  static A block(const A* x, int64_t n) {
+  FL_APART static A block(const A* x, int64_t n) {
     alignas(64) A lanes[kLanes];
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] = start();
     int64_t i = 0;
@@ -72,7 +72,7 @@ struct Any {
   using Result = bool;
   static constexpr bool start() { return false; }
   FL_INLINE static bool join(bool a, bool b) { return a | b; }
-  static bool block(const bool* x, int64_t n) {
+  FL_APART static bool block(const bool* x, int64_t n) {
     bool found = false;
     for (int64_t i = 0; i < n; ++i) found |= x[i];
     return found;
@@ -83,7 +83,7 @@ struct All {
   using Result = bool;
   static constexpr bool start() { return true; }
   FL_INLINE static bool join(bool a, bool b) { return a & b; }
-  static bool block(const bool* x, int64_t n) {
+  FL_APART static bool block(const bool* x, int64_t n) {
     bool kept = true;
     for (int64_t i = 0; i < n; ++i) kept &= x[i];
     return kept;
@@ -107,7 +107,7 @@ struct ArgExtremum {
     const bool equal = a_nan ? b_nan : a.value == b.value;
     return better || (equal && b.index < a.index) ? b : a;
   }
-  static Result block(const A* x, int64_t n, const int64_t* index) {
+  FL_APART static Result block(const A* x, int64_t n, const int64_t* index) {
     Result best = start();
     for (int64_t i = 0; i < n; ++i) best = join(best, {x[i], index[i]});
     return best;

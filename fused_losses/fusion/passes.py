@@ -332,7 +332,7 @@ class Nest:
         self.space.views.append(f"const Steps {steps}({self.space.name}, {strides});")
         scratch = self.of.array(kind, self.of.name("s"))
         self.blocks += [
-            f"const Guard {array}[] = {{{', '.join(guards)}}};",
+            f"const std::initializer_list<Guard> {array} = {{{', '.join(guards)}}};",
             f"const {kind}* {block} = guarded_block({data}, {steps}, {origin}, {array}, begin, n, {scratch});",
         ]
         return self._assign(kind, f"{block}[i]", True)

@@ -92,7 +92,16 @@ __all__ = [
     "backend_report",
     "empty_cache",
     "functional",
+    "fuse",
     "fuse_lm_head",
     "replace_losses",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "fuse":  # with what it imports, only where somebody asks for it
+        from .fusion import fuse
+
+        return fuse
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

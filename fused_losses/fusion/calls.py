@@ -113,11 +113,19 @@ def filled(template: Any, tensors: Sequence[Any], numbers: Sequence[Any]) -> Any
     return template
 
 
+def plain_runs() -> bool:
+    """Whether the plain loss must run whatever it is called with: on request, under transforms and other modes."""
+    return (
+        _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or choice.requested() == "reference"
+    )
+
+
 def unsuitable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the plain loss must run: transforms, subclasses, other layouts and devices, empty tensors."""
-    if _are_functorch_transforms_active() or forward_ad._current_level >= 0 or _len_torch_dispatch_stack():
-        return True
-    if choice.requested() == "reference" or not tensors:
+    """Whether the plain loss must run for these tensors: subclasses, other layouts and devices, empty ones."""
+    if not tensors:
         return True
     device = tensors[0].device
     for tensor in tensors:
@@ -147,13 +155,13 @@ class Programs:
 
     def call(self, loss: Any, forward: Callable[..., Any], arguments: Any, keywords: Any) -> Any:
         """The loss of the arguments; ``forward`` is the plain one, of the loss itself where it is a module."""
-        call = self._taken(loss, forward, arguments, keywords)
+        call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
         served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
-        if served is None:
+        if call is None or served is None:
             own = (loss,) if isinstance(loss, torch.nn.Module) else ()
             return forward(*own, *arguments, **keywords)
         self.last = served
-        return served.run(call.tensors, call.numbers, any(call.requires_grad))  # type: ignore[union-attr]
+        return served.run(call.tensors, call.numbers, any(call.requires_grad))
 
     def _taken(self, loss: Any, forward: Any, arguments: Any, keywords: Any) -> Call | None:
         try:

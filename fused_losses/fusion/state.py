@@ -69,7 +69,7 @@ class State:
                 reading.numbers.append(value)
                 reading.fixed.append(float)
             else:
-                reading.fixed += (type(value), frozen(value))
+                reading.fixed.extend((type(value), frozen(value)))
         return reading
 
     def replaced(self, tensors: Sequence[Any], numbers: Sequence[Any]) -> Replaced:
@@ -167,7 +167,8 @@ def _around(functions: Sequence[Any]) -> _Around:
     seen = set()
     while waiting:
         function = waiting.pop()
-        if function in seen or function.__module__.partition(".")[0] == "torch":
+        home = function.__globals__.get("__name__", "")
+        if function in seen or home.partition(".")[0] == "torch" or home.startswith(__package__):
             continue
         seen.add(function)
         own = list(_codes(function.__code__))

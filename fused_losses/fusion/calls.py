@@ -1,10 +1,8 @@
-"""From a call of a fused loss to the programs that serve it: patterns, and the one autograd function."""
+"""A call of a fused loss taken apart: what may change freely, and what makes it a pattern."""
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +13,6 @@ from torch.nn.parameter import Parameter
 
 from ..backends import choice
 from .state import Reading, State, frozen
-from .tracing import CannotFuse
-
-MOST_SHAPES = 1024  # exact calls that are remembered
-MOST_TRACES = 16  # of one pattern, before its loss is left to torch
-
 
 class Marker:
     """Stands for the n-th tensor or number in the arguments of a call."""
@@ -135,97 +128,3 @@ def unsuitable(tensors: Sequence[Tensor]) -> bool:
         if tensor.device != device or tensor.is_neg() or not tensor.numel():
             return True
     return False
-
-
-class Programs:
-    """The programs of one loss, and how a call finds them."""
-
-    def __init__(self, strict: bool):
-        self.strict = strict
-        self.last: Any = None  # what served the last call: programs, or the reason why none did
-        self._state: State | None = None
-        self._exact: dict[Any, list[Any]] = {}
-        self._patterns: dict[Any, list[Any]] = {}
-        self._reasons: dict[Any, str] = {}
-        self._warned: set[str] = set()
-        self._lock = threading.RLock()
-
-    def __reduce__(self) -> Any:
-        return Programs, (self.strict,)  # a copy traces for itself
-
-    def call(self, loss: Any, forward: Callable[..., Any], arguments: Any, keywords: Any) -> Any:
-        """The loss of the arguments; ``forward`` is the plain one, of the loss itself where it is a module."""
-        call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
-        served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
-        if call is None or served is None:
-            own = (loss,) if isinstance(loss, torch.nn.Module) else ()
-            return forward(*own, *arguments, **keywords)
-        self.last = served
-        return served.run(call.tensors, call.numbers, any(call.requires_grad))
-
-    def _taken(self, loss: Any, forward: Any, arguments: Any, keywords: Any) -> Call | None:
-        try:
-            if self._state is None or not self._state.is_current():
-                self._state = State(loss, forward)
-            try:
-                return Call(self._state, arguments, keywords)
-            except KeyError:  # an attribute is gone
-                self._state = State(loss, forward)
-                return Call(self._state, arguments, keywords)
-        except CannotFuse as reason:
-            self._refuse(loss, str(reason))
-            return None
-
-    def _find(self, call: Call, forward: Any) -> Any:
-        candidates = self._exact.get(call.key)
-        for served in candidates or ():
-            if served.serves_numbers(call.numbers):
-                return served
-        with self._lock:
-            return self._find_by_pattern(call, forward)
-
-    def _find_by_pattern(self, call: Call, forward: Any) -> Any:
-        pattern = call.pattern()
-        if pattern in self._reasons:
-            return None
-        known = self._patterns.setdefault(pattern, [])
-        for served in known:
-            if served.serves(call.tensors, call.numbers):
-                break
-        else:
-            served = self._build(call, forward, pattern, known)
-            if served is None:
-                return None
-            known.append(served)
-        if len(self._exact) >= MOST_SHAPES:
-            self._exact.clear()
-        self._exact.setdefault(call.key, []).append(served)
-        return served
-
-    def _build(self, call: Call, forward: Any, pattern: Any, known: Sequence[Any]) -> Any:
-        from .served import Served
-
-        try:
-            if len(known) >= MOST_TRACES:
-                raise CannotFuse(
-                    f"{MOST_TRACES} traces of it differ in sizes or numbers that its code depends on, and each takes a build"
-                )
-            return Served(call, forward)
-        except Exception as error:  # an error of the loss itself comes again from the plain loss
-            own = (call.state.loss,) if isinstance(call.state.loss, torch.nn.Module) else ()
-            with torch.no_grad():
-                forward(*own, *call.arguments, **call.keywords)
-            known_reason = isinstance(error, CannotFuse)
-            reason = str(error) if known_reason else f"{type(error).__name__}: {error}"
-            self._reasons[pattern] = reason
-            self._refuse(call.state.loss, reason, error)
-            return None
-
-    def _refuse(self, loss: Any, reason: str, cause: Exception | None = None) -> None:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        self.last = reason
-        if self.strict:
-            raise CannotFuse(f"{name} cannot be fused: {reason}") from cause
-        if reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(f"{name} runs as plain torch, because it cannot be fused: {reason}", stacklevel=6)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from .ir import Expression, Extern, Program, Size, Stage
+from .ir import Expression, Extern, Size, Stage
+from .programs import Programs, Refusal
+from .served import Served
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class Explanation:
         return self.text
 
 
-def explained(programs: Any) -> Explanation:
+def explained(programs: Programs) -> Explanation:
     """
     Raises:
         RuntimeError: before the first call.
     """
     last = _last(programs)
-    if isinstance(last, str):
-        return Explanation(last, (), f"runs as plain torch: {last}")
+    if isinstance(last, Refusal):
+        return Explanation(last.reason, (), f"runs as plain torch: {last.reason}")
     lines, externs = [], []
     for title, program in (("forward", last.lowered.forward), ("backward", last.lowered.backward)):
         if program is not None:
@@ -41,13 +42,13 @@ def _computes(step: Extern) -> bool:
     return "reshape" not in str(step.target)  # which only looks at memory in another shape
 
 
-def _last(programs: Any) -> Any:
+def _last(programs: Programs) -> Served | Refusal:
     if programs.last is None:
         raise RuntimeError("nothing has run yet: call the loss first, or pass arguments to explain()")
     return programs.last
 
 
-def source_of(programs: Any, language: str) -> str:
+def source_of(programs: Programs, language: str) -> str:
     """
     Raises:
         RuntimeError: before the first call, and where the plain loss runs.
@@ -56,8 +57,8 @@ def source_of(programs: Any, language: str) -> str:
     last = _last(programs)
     if language != "cpp":
         raise ValueError(f"source is generated in cpp, got {language!r}")
-    if isinstance(last, str):
-        raise RuntimeError(f"there is no source, as the plain loss runs: {last}")
+    if isinstance(last, Refusal):
+        raise RuntimeError(f"there is no source, as the plain loss runs: {last.reason}")
     parts = [last.forward.source, *([last.backward.source] if last.backward is not None else [])]
     return "\n".join(parts)
 
@@ -97,5 +98,3 @@ def _size(size: Size) -> str:
     sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//"}[size.op]
     return f"({f' {sign} '.join(map(_size, size.arguments))})"
 
-
-__all__ = ["Explanation", "Program", "explained", "source_of"]

@@ -287,6 +287,33 @@ def _diagonal(tracer: Any, x: Value, offset: int = 0, dim1: int = 0, dim2: int =
     return View(x, [*(x.shape[d] for d in rest), length], [*(x.digits[d] for d in rest), (length,)], source)
 
 
+@operator("diagonal_scatter")
+def _diagonal_scatter(tracer: Any, x: Value, source: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    dim1, dim2 = _dimension(x, dim1), _dimension(x, dim2)
+    x, source = as_whole(x), as_whole(source)
+    rest = [d for d in range(x.ndim) if d not in (dim1, dim2)]
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        row, column = positions[dim1][0], positions[dim2][0]
+        on = lowering.make(
+            "eq",
+            torch.bool,
+            row.moved(lowering, 1, offset).expression(lowering),
+            column.expression(lowering),
+        )
+        along = row.moved(lowering, 1, -max(-offset, 0), guarded=True)
+        at = tuple(positions[d] for d in rest) + ((ORIGIN if is_one(source.shape[-1]) else along,),)
+        inside = lowering.cast(lowering.element(source, at), x.dtype)
+        return lowering.where(on, inside, lowering.element(x, positions))
+
+    return Computed(x.shape, x.dtype, [(n,) for n in x.shape], element)
+
+
+@operator("diagonal_backward")
+def _diagonal_backward(tracer: Any, grad: Value, shape: Sequence[Extent], *where: int) -> Value:
+    return _diagonal_scatter(tracer, Scalar(0, grad.dtype, shape), grad, *where)
+
+
 @operator("repeat")
 def _repeat(tracer: Any, x: Value, times: Sequence[Any]) -> Value:
     x = with_ones(x, range(len(times) - x.ndim)) if len(times) > x.ndim else x

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from .tracing import Trace
 
 
+WORTH_MEMORY = 32  # operations for each element, above which it is written to memory and read again
+COSTLY = frozenset("exp exp2 expm1 log log2 log10 log1p pow sin cos tan tanh sigmoid erf erfc lgamma digamma".split())
+
+
+def _cost(expression: Expression) -> int:
+    """About how many operations an expression takes."""
+    seen: set[Expression] = set()
+    waiting = [expression]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += node.arguments
+    return sum((8 if node.op in COSTLY else 1) for node in seen if node.arguments)
+
+
 class Lowering:
     """Builds one program. ``given`` are inputs and what an earlier program has saved, with their buffers."""
 
@@ -24,7 +40,8 @@ class Lowering:
         self.steps: list[Stage | Extern] = []
         self.used: dict[str, None] = {}  # buffers that are read
         self.parameters: dict[str, None] = {}
-        self._elements: dict[tuple[Value, Positions], Expression] = {}
+        self._elements: dict[tuple[Value, Positions], Expression] = {}  # of the stage at hand
+        self._stored: set[Value] = set()  # what is kept in memory, as one stage reads it at many places
         self._nodes: dict[Any, Expression] = {}
 
     # Expressions, of which equal ones are one object.
@@ -77,6 +94,8 @@ class Lowering:
         return self.make("load", dtype, buffer=buffer, index=index, guarded=any(p.guarded for p in positions))
 
     def element(self, value: Value, positions: Positions) -> Expression:
+        if value in self._stored:
+            return self.load_stored(value, positions)
         key = (value, positions)
         if key not in self._elements:
             self._elements[key] = value.element(self, positions)
@@ -119,7 +138,7 @@ class Lowering:
                 (inner if d in reduced else outer).append(axis)
                 along.append(Position.of({axis.name: 1}, 0))
             positions.append(tuple(along))
-        expression = self.element(operand, tuple(positions))
+        expression = self._computed(operand, tuple(positions))
         if combine in ("any", "all"):
             expression = self.cast(expression, torch.bool)
         elif combine in ("sum", "prod"):
@@ -130,6 +149,31 @@ class Lowering:
             expression = self.cast(expression, value.dtype)
         self.steps.append(Stage(buffer, tuple(outer), expression, tuple(inner), combine))
         self.buffers[value] = buffer
+
+    def _computed(self, operand: Value, positions: Positions) -> Expression:
+        """The expression of a stage, in which nothing large is computed at many places."""
+        around = self._elements
+        while True:
+            self._elements = {}
+            expression = operand.element(self, positions)
+            repeated = self._most_repeated()
+            if repeated is None:
+                self._elements = around
+                return expression
+            self._stored.add(repeated)
+
+    def _most_repeated(self) -> Value | None:
+        """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
+        places: dict[Value, list[Expression]] = {}
+        for (value, _), expression in self._elements.items():
+            places.setdefault(value, []).append(expression)
+        costs = {
+            value: (len(expressions) - 1) * _cost(expressions[0])
+            for value, expressions in places.items()
+            if len(expressions) > 2
+        }
+        value = max(costs, key=lambda value: costs[value], default=None)
+        return value if value is not None and costs[value] > WORTH_MEMORY else None
 
     def _reduce(self, value: Reduction) -> None:
         self._stage(value, value.operand, value.dimensions, value.combine)
@@ -193,7 +237,7 @@ def lower(trace: Trace) -> Lowered:
     if not any(cotangent is not None for cotangent in trace.cotangents):
         return Lowered(_program(forward, inputs.values(), outputs), None, (), _shapes(trace.outputs), ())
     cotangents = {value: _buffer(value) for value in trace.cotangents if value is not None}
-    saved = {value: buffer for value, buffer in forward.buffers.items() if value not in inputs}
+    saved = {value: buffer for value, buffer in forward.buffers.items() if _is_kept(value)}
     backward = Lowering({**inputs, **saved, **cotangents}, "g")
     gradients = [backward.buffer(value) for value in trace.gradients if value is not None]
     names = {buffer.name for buffer in gradients}
@@ -205,6 +249,13 @@ def lower(trace: Trace) -> Lowered:
         _shapes(trace.outputs),
         _shapes(trace.gradients),
     )
+
+
+def _is_kept(value: Value) -> bool:
+    """Whether backward reads the forward's result rather than computing it again."""
+    if isinstance(value, External):
+        return value.call.target is not torch.ops.aten.reshape.default
+    return isinstance(value, Reduction)
 
 
 def _buffer(value: Input) -> Buffer:

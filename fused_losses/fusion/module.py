@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import Programs
 from .explain import Explanation, explained, source_of
+from .programs import Programs
 
 
 def fuse(loss: Any = None, *, strict: bool = False) -> Any:

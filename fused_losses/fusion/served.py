@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import runtime
@@ -16,7 +17,7 @@ from .calls import Call, filled
 from .ir import Expression, Extern, Program, Size
 from .lowering import Lowered, lower
 from .sizes import Assumptions, Guard, evaluate
-from .tracing import CannotFuse, Traced, trace
+from .tracing import Traced, trace
 
 
 class Served:
@@ -192,8 +193,8 @@ class FusedFunction(torch.autograd.Function):
         count = len(served.requires_grad)
         everything = ctx.saved_tensors
         tensors, saved = everything[:count], everything[count:]
-        if torch.is_grad_enabled() or _are_functorch_transforms_active():
-            graph = torch.is_grad_enabled()
+        graph = torch.is_grad_enabled()
+        if graph or _are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, grad_outputs)):
             return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, graph)
         return None, None, *served.gradients(tensors, ctx.numbers, saved, grad_outputs)
 
@@ -215,5 +216,3 @@ def _buffers(program: Program) -> dict[str, Any]:
     made = [b for step in program.steps for b in (step.buffers if isinstance(step, Extern) else (step.buffer,))]
     return {buffer.name: buffer for buffer in (*program.inputs, *made)}
 
-
-__all__ = ["CannotFuse", "FusedFunction", "Served"]

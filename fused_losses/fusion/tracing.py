@@ -127,14 +127,17 @@ class Tracer(TorchDispatchMode):
         self.device, self.assumptions = device, assumptions
         self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
         self.constants: dict[Input, Tensor] = {}
-        self.where = ""
+        self.where, self.in_gradient = "", False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .operators import OPERATORS
 
         kwargs = kwargs or {}
-        self.where = location() or self.where
+        if not self.in_gradient:
+            self.where = location()
         name = func._schema.name.split("::")[1]
+        if name == "lift_fresh" and not isinstance(args[0], Traced):
+            return self.traced(self.constant(args[0]))
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
         if func._schema.is_mutable:
@@ -267,6 +270,8 @@ class Numbers(TorchFunctionMode):
         from .rewrites import REWRITES
 
         name = getattr(func, "__name__", "")
+        if self.tracer.lifted:  # here rather than in dispatch, for autograd to see
+            args, kwargs = tree_map(self._lifted, args), tree_map(self._lifted, kwargs)
         if func in REWRITES:
             return REWRITES[func](self.tracer, *args, **kwargs)
         if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):
@@ -283,6 +288,9 @@ class Numbers(TorchFunctionMode):
                 kwargs = {k: self._plain(a) for k, a in kwargs.items()}
         return func(*args, **kwargs)
 
+    def _lifted(self, argument: Any) -> Any:
+        return self.tracer.lifted.get(id(argument), argument) if isinstance(argument, Tensor) else argument
+
     def _tensor(self, number: Any, dtype: torch.dtype) -> Any:
         """A number as a tensor that does not change the dtype of what it meets."""
         if isinstance(number, torch.SymFloat) and not (dtype.is_floating_point or dtype.is_complex):
@@ -298,14 +306,19 @@ class Numbers(TorchFunctionMode):
 
 
 def location() -> str:
-    """The line of the loss that is being run, outside torch and this package."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, _PACKAGE)) and "fused_losses" not in Path(file).parts[-2:-1]:
-            return f"{file}:{frame.f_lineno}"
+    """The line of the loss that is being run."""
+    frame: Any = sys._getframe()
+    for _ in range(frames_to_caller() - 1):
         frame = frame.f_back
-    return ""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame.f_back is not None else ""
+
+
+def frames_to_caller() -> int:
+    """How many frames up is the first outside torch and this package, counted as warnings do."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, _PACKAGE)):
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def trace(
@@ -336,7 +349,7 @@ def trace(
             if not isinstance(output, Traced):
                 raise CannotFuse(f"it returns {type(output).__name__}, which is no tensor computed from its arguments")
         wanted = [leaf for leaf, need in zip(leaves, requires_grad) if need]
-        tracer.where = "in its gradient"
+        tracer.where, tracer.in_gradient = "in its gradient", True
         cotangents = [
             Input(f"grad_output{k}", output.shape, output.dtype) if output.requires_grad else None
             for k, output in enumerate(outputs)

@@ -1,0 +1,114 @@
+"""The programs of one loss: which serves a call, when a new one is built, and what happens where none can be."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .calls import Call, plain_runs, unsuitable
+from .served import Served
+from .state import State
+from .tracing import CannotFuse, frames_to_caller
+
+MOST_SHAPES = 1024  # exact calls that are remembered
+MOST_TRACES = 16  # of one pattern, before its loss is left to torch
+
+
+class Refusal(NamedTuple):
+    """Why a loss runs as it is written."""
+
+    reason: str
+    cause: Exception | None = None
+
+
+class Programs:
+    """The programs of one loss, and how a call finds them."""
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.last: Served | Refusal | None = None  # what the last call came to
+        self._state: State | None = None
+        self._exact: dict[Any, list[Served]] = {}
+        self._patterns: dict[Any, list[Served]] = {}
+        self._refusals: dict[Any, Refusal] = {}
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        return Programs, (self.strict,)  # a copy traces for itself
+
+    def call(self, loss: Any, forward: Callable[..., Any], arguments: Any, keywords: Any) -> Any:
+        """The loss of the arguments; ``forward`` is the plain one, of the loss itself where it is a module."""
+        call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
+        served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
+        if call is not None and isinstance(served, Served):
+            self.last = served
+            return served.run(call.tensors, call.numbers, any(call.requires_grad))
+        own = (loss,) if isinstance(loss, torch.nn.Module) else ()
+        result = forward(*own, *arguments, **keywords)  # if the arguments are wrong, its error is the one to raise
+        if isinstance(served, Refusal):
+            self._refuse(loss, served)
+        return result
+
+    def _taken(self, loss: Any, forward: Any, arguments: Any, keywords: Any) -> Call | None:
+        try:
+            if self._state is None or not self._state.is_current():
+                self._state = State(loss, forward)
+            try:
+                return Call(self._state, arguments, keywords)
+            except KeyError:  # an attribute is gone
+                self._state = State(loss, forward)
+                return Call(self._state, arguments, keywords)
+        except CannotFuse as error:
+            self._refuse(loss, Refusal(str(error), error))
+            return None
+
+    def _find(self, call: Call, forward: Any) -> Served | Refusal:
+        for served in self._exact.get(call.key, ()):
+            if served.serves_numbers(call.numbers):
+                return served
+        with self._lock:
+            return self._find_by_pattern(call, forward)
+
+    def _find_by_pattern(self, call: Call, forward: Any) -> Served | Refusal:
+        pattern = call.pattern()
+        if pattern in self._refusals:
+            return self._refusals[pattern]
+        known = self._patterns.setdefault(pattern, [])
+        for served in known:
+            if served.serves(call.tensors, call.numbers):
+                break
+        else:
+            served = self._built(call, forward, len(known))
+            if isinstance(served, Refusal):
+                self._refusals[pattern] = served
+                return served
+            known.append(served)
+        if len(self._exact) >= MOST_SHAPES:
+            self._exact.clear()
+        self._exact.setdefault(call.key, []).append(served)
+        return served
+
+    def _built(self, call: Call, forward: Any, known: int) -> Served | Refusal:
+        if known >= MOST_TRACES:
+            return Refusal(f"{known} traces differ in sizes or numbers that its code depends on, and each takes a build")
+        try:
+            return Served(call, forward)
+        except CannotFuse as error:
+            return Refusal(str(error), error)
+        except Exception as error:  # an error of the loss itself comes again from the plain loss
+            return Refusal(f"{type(error).__name__}: {error}", error)
+
+    def _refuse(self, loss: Any, refusal: Refusal) -> None:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        self.last = refusal
+        if self.strict:
+            raise CannotFuse(f"{name} cannot be fused: {refusal.reason}") from refusal.cause
+        if refusal.reason not in self._warned:
+            self._warned.add(refusal.reason)
+            text = f"{name} runs as plain torch, because it cannot be fused: {refusal.reason}"
+            warnings.warn(text, stacklevel=frames_to_caller())

@@ -1,0 +1,332 @@
+"""What fuse promises of a module, a function and a class beside speed."""
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fused_losses
+from fused_losses import fuse
+from fused_losses.fusion.programs import MOST_TRACES
+from fused_losses.testing import check_loss
+
+
+class Focal(nn.Module):
+    """A loss with everything: open numbers, a reduction, a parameter and a buffer."""
+
+    def __init__(self, gamma=2.0, reduction="mean"):
+        super().__init__()
+        self.gamma, self.reduction = gamma, reduction
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("weight", torch.linspace(0.5, 2.0, 7))
+
+    def forward(self, input, target):
+        p = input.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(input, target, reduction="none")
+        loss = self.scale * self.weight * entropy * (1 - p * target - (1 - p) * (1 - target)) ** self.gamma
+        return loss if self.reduction == "none" else getattr(loss, self.reduction)()
+
+
+@fuse
+class Decorated(nn.Module):
+    def __init__(self):
+        super(Decorated, self).__init__()  # noqa: UP008  as many still write it
+        self.delta = 0.5
+
+    def forward(self, input, target):
+        return F.huber_loss(input, target, delta=self.delta)
+
+
+@fuse
+def charbonnier(input, target, eps=1e-3, *, power=0.5):
+    """A smooth absolute error."""
+    return ((input - target).square() + eps**2).pow(power).mean()
+
+
+def pair(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator), torch.rand(*shape, generator=generator)
+
+
+def built(loss):
+    """How many programs were built for a loss."""
+    return sum(map(len, loss._fusion._patterns.values()))
+
+
+@pytest.fixture(scope="module")
+def focal():
+    return fuse(Focal(), strict=True)
+
+
+def test_module(focal):
+    plain = Focal()
+    check_loss(focal, plain, [pair(5, 7)], dtypes=[torch.float64, torch.float32])
+
+
+def test_a_fused_module_is_the_loss(focal):
+    plain = Focal()
+    fused = fuse(plain)
+    assert isinstance(fused, Focal) and fused.state_dict().keys() == plain.state_dict().keys()
+    assert fused.scale is plain.scale and "Focal" in repr(fused)
+    assert inspect.signature(fused.forward) == inspect.signature(plain.forward)
+    fused.gamma = 4.0
+    assert plain.gamma == 4.0
+    fused.double()
+    assert plain.weight.dtype is torch.float64
+    fused.load_state_dict({"scale": torch.tensor(2.0), "weight": torch.ones(7)})
+    assert plain.scale.item() == 2.0
+    assert fuse(fused) is fused
+
+
+def test_numbers_reduction_and_parameters_are_read_in_every_call():
+    plain = Focal()
+    fused, x = fuse(copy.deepcopy(plain), strict=True), pair(5, 7)
+    for gamma in (2.0, 3.0, 0.5):
+        fused.gamma = plain.gamma = gamma
+        torch.testing.assert_close(fused(*x), plain(*x))
+    assert built(fused) == 1
+    for reduction in ("sum", "none", "mean"):
+        fused.reduction = plain.reduction = reduction
+        torch.testing.assert_close(fused(*x), plain(*x))
+    assert built(fused) == 3
+    with torch.no_grad():
+        fused.scale.mul_(2)
+        plain.scale.mul_(2)
+    fused.weight = plain.weight = torch.ones(7)
+    torch.testing.assert_close(fused(*x), plain(*x))
+    assert built(fused) == 3
+
+
+def test_an_attribute_may_change_its_kind():
+    fused, x = fuse(Focal(), strict=True), pair(5, 7)
+    for gamma in (2, torch.tensor(3.0), 2.0):
+        fused.gamma = gamma
+        expected = Focal(gamma)(*x)
+        torch.testing.assert_close(fused(*x), expected)
+    fused.extra = "new"
+    torch.testing.assert_close(fused(*x), expected)
+
+
+def test_patterns():
+    """Sizes are open; ranks, dtypes, what requires grad, and sizes that are 1 or equal are not."""
+    loss = fuse(lambda x, y: (x - y).square().mean(), strict=True)
+    with torch.no_grad():
+        for shape in ((5, 7), (9, 4), (64, 33)):
+            loss(*pair(*shape))
+        assert built(loss) == 1
+        loss(*pair(6, 6))
+        assert built(loss) == 2
+        torch.testing.assert_close(loss(torch.ones(5, 1), torch.zeros(5, 7)), torch.tensor(1.0))
+        loss(*(t.double() for t in pair(5, 7)))
+        assert built(loss) == 4
+    loss(pair(5, 7)[0].requires_grad_(), pair(5, 7)[1])
+    assert built(loss) == 5
+    assert loss(torch.zeros(0, 3), torch.zeros(0, 3)).isnan()
+
+
+def test_code_that_depends_on_sizes_and_numbers():
+    class Choosy(nn.Module):
+        threshold = 0.0
+
+        def __init__(self):
+            super().__init__()
+            self.margin = 1.0
+
+        def forward(self, x):
+            scale = 2.0 if x.shape[0] > 8 else 1.0
+            return (x * scale).sum() if self.margin > 0.5 else x.sum() * self.margin
+
+    loss = fuse(Choosy(), strict=True)
+    for rows in (5, 6, 9, 12):
+        for loss.margin in (1.0, 0.7, 0.25, 0.125):
+            x = torch.ones(rows)
+            torch.testing.assert_close(loss(x), type(loss)._plain_forward(loss, x))
+    assert built(loss) == 4
+
+
+def test_too_many_traces_end_in_the_plain_loss():
+    loss = fuse(lambda x, n: x.sum() * (1.0 if n > 0 else 2.0) * float(n))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for k in range(MOST_TRACES + 3):
+            assert loss(torch.ones(2), k + 0.5).item() == 2 * (k + 0.5)
+    assert len(caught) == 1 and "depends on" in str(caught[0].message)
+
+
+WEIGHT = torch.tensor([1.0, 2.0])
+FACTOR = 2.0
+
+
+def around(x):
+    return (helper(x) * WEIGHT * FACTOR).sum()
+
+
+def helper(x):
+    return x * FACTOR
+
+
+def test_names_around_a_function(monkeypatch):
+    loss, x = fuse(around, strict=True), torch.ones(3, 2)
+    assert loss(x).item() == 36
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert loss(x).item() == 81
+    WEIGHT.mul_(2)
+    assert loss(x).item() == 162
+    WEIGHT.div_(2)
+
+
+def test_learnt_tensors_around_a_function_get_gradients():
+    weight = torch.ones(2, requires_grad=True)
+    fuse(lambda x: (x * weight).sum(), strict=True)(torch.full((3, 2), 2.0)).backward()
+    assert weight.grad.tolist() == [6, 6]
+
+
+def test_function():
+    plain = charbonnier.__wrapped__
+    check_loss(charbonnier, plain, [pair(4, 3)], dtypes=[torch.float32])
+    assert charbonnier.__name__ == "charbonnier" and "smooth" in charbonnier.__doc__
+    assert inspect.signature(charbonnier) == inspect.signature(plain)
+    assert pickle.loads(pickle.dumps(charbonnier)) is charbonnier
+    x, t = pair(4, 3)
+    torch.testing.assert_close(charbonnier(x, t, 0.1, power=0.25), plain(x, t, 0.1, power=0.25))
+    torch.testing.assert_close(charbonnier(target=t, input=x), plain(x, t))
+
+
+def test_class():
+    loss = Decorated()
+    check_loss(loss, lambda *a: Decorated._plain_forward(loss, *a), [pair(4, 3)], dtypes=[torch.float32])
+    assert type(pickle.loads(pickle.dumps(loss))) is Decorated and loss.explain(*pair(4, 3)).reason is None
+
+
+def test_structures_of_arguments_and_results():
+    @fuse(strict=True)
+    def elbo(outputs, target, options=None):
+        mean, spread = outputs["mean"], outputs["parts"][0]
+        fit = (mean - target).square().sum()
+        divergence = -0.5 * (1 + spread - mean.square() - spread.exp()).sum()
+        return {"loss": fit + options["beta"] * divergence, "parts": (fit.detach(), divergence)}
+
+    x, y = (t.requires_grad_() for t in pair(4, 3))
+    arguments = {"mean": x, "parts": [y]}, torch.zeros(4, 3)
+    found, expected = (f(*arguments, options={"beta": 0.5}) for f in (elbo, elbo.__wrapped__))
+    torch.testing.assert_close(found, expected)
+    assert not found["parts"][0].requires_grad
+    gradients = [torch.autograd.grad(r["loss"] + r["parts"][1], [x, y]) for r in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_in_place_on_the_result():
+    x = torch.ones(3, requires_grad=True)
+    loss = fuse(lambda x: x.square().mean().sqrt(), strict=True)(x)
+    loss.div_(2)
+    loss.backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), 1 / 6))
+
+
+def test_fallbacks_warn_once_and_strict_raises():
+    def branching(x):
+        return x.sum() if x.mean() > 0 else -x.sum()
+
+    loss, x = fuse(branching), -torch.ones(3)
+    with pytest.warns(UserWarning, match=r"branching runs as plain torch.*reads the value.*test_fuse.py:") as caught:
+        assert loss(x).item() == loss(x).item() == 3
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert "reads the value" in loss.explain().reason
+    with pytest.raises(RuntimeError, match="branching cannot be fused"):
+        fuse(branching, strict=True)(x)
+
+
+def test_a_loss_with_side_effects_runs_as_it_is():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.seen = 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(x)
+            return x.sum()
+
+    loss = fuse(Counting())
+    with pytest.warns(UserWarning, match="changes its attribute"):
+        loss(torch.ones(3))
+    assert loss.calls == len(loss.seen) and all(type(x) is torch.Tensor for x in loss.seen)
+    before = loss.calls
+    loss(torch.ones(3))
+    assert loss.calls == before + 1
+
+
+def test_errors_of_the_loss_itself():
+    with pytest.raises(RuntimeError, match="must match the size"):
+        charbonnier(torch.ones(3), torch.ones(4))
+    with pytest.raises(IndexError):
+        fuse(F.nll_loss, strict=True)(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(TypeError, match="a class of modules or a function"):
+        fuse(3)
+
+
+def test_modes_in_which_the_plain_loss_runs():
+    x, t = pair(5, 7)
+    loss = fuse(Focal())
+    with fused_losses.use_backend("reference"):
+        loss(x, t)
+    torch.func.vmap(loss)(x[None], t[None])
+    with torch.autograd.forward_ad.dual_level():
+        loss(torch.autograd.forward_ad.make_dual(x, x), t)
+    assert loss._fusion.last is None
+
+
+def test_autocast():
+    @fuse(strict=True)
+    def similarity(x, y):
+        return F.cross_entropy(x @ y.t(), torch.arange(x.size(0)))
+
+    x, y = (t.requires_grad_() for t in pair(6, 4))
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found, expected = similarity(x, y), similarity.__wrapped__(x, y)
+        assert found.dtype is expected.dtype
+        torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+        pairs = [torch.autograd.grad(value, [x, y]) for value in (found, expected)]
+        torch.testing.assert_close(*pairs, atol=2e-2, rtol=2e-2)
+    assert built(similarity) == 2
+
+
+def test_a_compiled_model_that_contains_one():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.loss = nn.Linear(7, 7), fuse(Focal())
+
+        def forward(self, x, t):
+            return self.loss(self.layer(x), t) + charbonnier(x, t)
+
+    model = Model()
+    x, t = pair(5, 7)
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x, t)
+    torch.testing.assert_close(found, model(x, t))
+
+
+def test_explanation_and_source(focal):
+    focal(*pair(5, 7))
+    explanation = focal.explain()
+    assert explanation.reason is None and not explanation.externs and "sum over" in str(explanation)
+    assert "extern" in focal.source("cpp")
+    with pytest.raises(ValueError, match="cpp"):
+        focal.source("fortran")
+    with pytest.raises(RuntimeError, match="call the loss first"):
+        fuse(Focal()).explain()
+    partly = fuse(lambda x: (x @ x.t()).exp().mean(), strict=True)
+    assert partly.explain(torch.ones(3, 2)).externs == ("aten.mm.default",)
+
+
+def test_copies_keep_strictness_and_build_for_themselves(focal):
+    for twin in (copy.deepcopy(focal), pickle.loads(pickle.dumps(focal))):
+        assert twin._fusion.strict and twin._fusion is not focal._fusion and twin.scale is not focal.scale
+        x = pair(5, 7)
+        torch.testing.assert_close(twin(*x), focal(*x))

@@ -1,0 +1,225 @@
+"""Programs mean what the loss means: each runs in plain torch, step by step, and is compared with autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluator import evaluate
+
+from fused_losses.fusion.ir import Extern
+from fused_losses.fusion.lowering import lower
+from fused_losses.fusion.sizes import Assumptions
+from fused_losses.fusion.tracing import CannotFuse, trace
+
+
+def traced(loss, tensors, wanted):
+    return trace(lambda given, tracer: loss(*given), tensors, Assumptions(), [i in wanted for i in range(len(tensors))])
+
+
+def check(loss, *tensors, wanted=(0,)):
+    """Value and gradients by the programs against the loss itself; gives the programs back."""
+    result = traced(loss, tensors, wanted)
+    programs = lower(result)
+    leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+    expected = loss(*leaves)
+    inputs = [*tensors, *result.constants.values()]
+    value, *saved = evaluate(programs.forward, inputs)
+    torch.testing.assert_close(value.view(expected.shape), expected.detach(), equal_nan=True)
+    upstream = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, [leaves[i] for i in wanted], upstream, allow_unused=True)
+    found = evaluate(programs.backward, [*inputs, *saved, upstream])
+    for ours, theirs in zip(found, [g for g in gradients if g is not None], strict=True):
+        torch.testing.assert_close(ours.view(theirs.shape), theirs, equal_nan=True)
+    return programs
+
+
+def externs(programs):
+    steps = [*programs.forward.steps, *programs.backward.steps]
+    return {step.target.overloadpacket.__name__ for step in steps if isinstance(step, Extern)}
+
+
+def reshaped(x, y):
+    flat = x.view(x.size(0), -1) - y.flatten(1)
+    return flat.abs().sum(1).mean() + (x.view(-1) * y.reshape(-1)).mean()
+
+
+def split(x, y):
+    mean, spread = x.chunk(2, -1)
+    return -0.5 * (1 + spread - mean * mean - spread.exp()).sum(-1).mean() + y.view(y.size(0), 1, -1).amax(2).sum()
+
+
+def dice(x, labels):
+    p, hot = x.softmax(1), F.one_hot(labels, 5).permute(0, 3, 1, 2).float()
+    both = (p * hot).flatten(2).sum(-1)
+    return 1 - (2 * both / (p.flatten(2).sum(-1) + hot.flatten(2).sum(-1) + 1e-6)).mean()
+
+
+def differences(x):
+    return (x[:, :, 1:] - x[:, :, :-1]).abs().mean() + torch.diff(x, dim=-1).pow(2).mean()
+
+
+def moved(x, y):
+    z = F.pad(x, (1, 2), value=3.0) * torch.cat([y, y[:, :3]], 1)
+    z = torch.roll(z, 1, 1).flip(1) + torch.stack([z, z]).sum(0)
+    return z.std(1).sum() + torch.tril(z).norm() + z.diagonal(1).sum()
+
+
+def written(x, y):
+    z = torch.zeros_like(x)
+    z[:, 1:] = x[:, :-1] * y[:, 1:]
+    z[:, 0].fill_(2.0)
+    w = (x * 2).mul_(y)
+    w[1] = 0
+    w.clamp_(min=-1)
+    return (z * w).sum()
+
+
+def chosen(x, labels):
+    rows = x.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    return -rows.mean() + x[labels[:3] % 5].sum() + x.index_select(1, labels[:2]).mean() + x[2, -1]
+
+
+def extremes(x, y):
+    values, places = x.max(1)
+    return values.sum() + (places * 0.1 * y[:, 0]).sum() + x.amin() + x.argmin(0).float().mean() + x.logsumexp(0).sum()
+
+
+def pairs(x):
+    return (x.unsqueeze(1) - x.unsqueeze(0)).pow(2).sum(-1).add(1e-4).sqrt().mean()
+
+
+def stencil(x):
+    inner = x[1:-1, 1:-1]
+    around = x[2:, 1:-1] + x[:-2, 1:-1] + x[1:-1, 2:] + x[1:-1, :-2]
+    return (torch.tanh(around - 4 * inner).exp() * inner.sin()).square().mean()
+
+
+def contrastive(x, y):
+    logits = F.normalize(x) @ F.normalize(y).t() / 0.1
+    return F.cross_entropy(logits, torch.arange(x.size(0)))
+
+
+def spectral(x, y):
+    return (torch.fft.rfft(x).abs() - torch.fft.rfft(y).abs()).square().mean()
+
+
+def ranked(x, y):
+    order = x.sort(1).values
+    return (order.cumsum(1) * y).mean()
+
+
+def tables(x, y):
+    return (x * torch.tensor([1.0, 2.0, 0.5]).sum() + torch.linspace(0, 1, 7) * y).clamp(-1, 1).mean()
+
+
+PAIR = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.linspace(-2, 2, 35).view(5, 7)
+IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([3, 0, 6, 2, 5])
+CASES = {
+    "mse": (lambda x, y: ((x - y) ** 2).mean(), *PAIR),
+    "unreduced": (lambda x, y: F.smooth_l1_loss(x, y, reduction="none", beta=0.7), *PAIR),
+    "cross_entropy": (F.cross_entropy, PAIR[0], LABELS),
+    "smoothed": (lambda x, t: F.cross_entropy(x, t, reduction="none", label_smoothing=0.1), PAIR[0], LABELS),
+    "ignored": (lambda x, t: F.cross_entropy(x, t, ignore_index=6), PAIR[0], LABELS),
+    "bce": (lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid(), reduction="sum"), *PAIR),
+    "kl": (lambda x, y: F.kl_div(x.log_softmax(1), y.softmax(1), reduction="batchmean"), *PAIR),
+    "cosine": (lambda x, y: 1 - F.cosine_similarity(x, y).mean(), *PAIR),
+    "reshaped": (reshaped, torch.randn(3, 4, 5), torch.randn(3, 4, 5)),
+    "split": (split, torch.randn(4, 12), torch.randn(2, 3)),
+    "dice": (dice, torch.randn(2, 5, 3, 4), torch.arange(24).view(2, 3, 4) % 5),
+    "differences": (differences, IMAGE),
+    "moved": (moved, *PAIR),
+    "written": (written, *PAIR),
+    "extremes": (extremes, *PAIR),
+    "pairs": (pairs, PAIR[0]),
+    "stencil": (stencil, PAIR[0]),
+    "tables": (tables, *PAIR),
+    "broadcast": (lambda x, y: (x[:, :1] * y.mean(1, keepdim=True) + y.std()).exp().sum(), *PAIR),
+    "scalars": (lambda x, y: x.sum() * y.mean(), torch.tensor(2.0), torch.tensor(3.0)),
+}
+def folded(x, y):
+    return (x.unfold(1, 3, 2).prod(-1) * y[:, :3]).mean()
+
+
+PARTLY = {
+    "chosen": (chosen, {"index_put"}, PAIR[0], LABELS),
+    "folded": (folded, {"unfold_backward", "cumprod"}, *PAIR),
+    "contrastive": (contrastive, {"mm"}, *PAIR),
+    "spectral": (spectral, {"_fft_r2c"}, *PAIR),
+    "ranked": (ranked, {"sort", "cumsum"}, *PAIR),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wholly_lowered(name):
+    loss, *tensors = CASES[name]
+    floating = tuple(i for i, t in enumerate(tensors) if t.is_floating_point())
+    assert not externs(check(loss, *tensors, wanted=floating))
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_partly_lowered(name):
+    loss, left, *tensors = PARTLY[name]
+    assert left <= externs(check(loss, *tensors))
+
+
+def test_one_program_serves_every_size():
+    """The programs of one call, run on tensors of other sizes."""
+    result = traced(F.cross_entropy, [torch.randn(5, 7), torch.zeros(5, dtype=torch.int64)], (0,))
+    programs = lower(result)
+    assert not result.assumptions.guards
+    x, t = torch.randn(11, 3, requires_grad=True), torch.randint(3, (11,))
+    expected = F.cross_entropy(x, t)
+    value, *saved = evaluate(programs.forward, [x.detach(), t])
+    (gradient,) = evaluate(programs.backward, [x.detach(), t, *saved, torch.tensor(1.0)])
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0])
+
+
+def test_only_small_results_are_saved():
+    programs = lower(traced(F.cross_entropy, [PAIR[0], LABELS], (0,)))
+    sizes = {b.name: b.sizes for step in programs.forward.steps for b in [step.buffer]}
+    assert programs.saved and all(len(sizes[name]) <= 1 for name in programs.saved)
+
+
+def test_what_is_computed_at_many_places_is_kept_in_memory():
+    def blurred(x):
+        hot = torch.tanh(x * 2).exp().sigmoid()
+        return (hot[2:] * hot[1:-1] * hot[:-2] + hot[2:].sin()).sum()
+
+    assert len(check(blurred, torch.randn(9)).backward.steps) > 1
+
+
+def test_an_index_out_of_range():
+    result = lower(traced(lambda x, i: x.gather(1, i).sum(), [PAIR[0], LABELS[:, None]], (0,)))
+    with pytest.raises(IndexError):
+        evaluate(result.forward, [PAIR[0], LABELS[:, None] + 3])
+
+
+def on_value(x):
+    return x.sum() if x.mean() > 0 else -x.sum()
+
+
+def on_input(x):
+    x.detach().clamp_(min=0)
+    return x.sum()
+
+
+CAPTURED = torch.ones(7)
+REFUSED = {
+    "reads the value of a tensor": on_value,
+    "bernoulli_ is random": lambda x: F.dropout(x).sum(),
+    "writes into an argument": on_input,
+    "boolean mask": lambda x: x[x > 0].mean(),
+    "size depends on values": lambda x: torch.nonzero(x).sum() * x.sum(),
+    "neither an argument": lambda x: (x * CAPTURED).sum(),
+    "returns float": lambda x: 1.0,
+    "as_strided": lambda x: x.as_strided((3,), (2,)).sum(),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_cannot_be_traced_says_why(reason):
+    with pytest.raises(CannotFuse, match=reason) as refused:
+        traced(REFUSED[reason], [PAIR[0]], (0,))
+    if reason != "returns float":
+        assert "test_lowering.py:" in str(refused.value)

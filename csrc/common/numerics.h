@@ -39,6 +39,17 @@ FL_INLINE To bits(From from) {
   return to;
 }
 
+// a * b + c, rounded once where the processor can: whether the compiler contracts expressions does not matter then.
+#ifdef __FMA__
+FL_INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FL_INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <class A>
+FL_INLINE A fma_(A a, A b, A c) {
+  return a * b + c;
+}
+#endif
+
 // 2^n for n in [-126, 127].
 FL_INLINE float power_of_two(int32_t n) { return bits<float>((n + 127) << 23); }
 
@@ -51,14 +62,14 @@ FL_INLINE float exp_(float x) {
   const float shifted = x * 1.44269504f + magic;
   const int32_t n = bits<int32_t>(shifted) - bits<int32_t>(magic);
   const float whole = shifted - magic;
-  const float r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  const float r = fma_(-whole, 1.42860677e-6f, x - whole * 0.693145752f);
   float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
+  p = fma_(p, r, 1.3981999507e-3f);
+  p = fma_(p, r, 8.3334519073e-3f);
+  p = fma_(p, r, 4.1665795894e-2f);
+  p = fma_(p, r, 1.6666665459e-1f);
+  p = fma_(p, r, 5.0000001201e-1f);
+  p = fma_(p, r * r, r) + 1.f;
   const int32_t half = n >> 1;
   return p * power_of_two(half) * power_of_two(n - half);
 }
@@ -69,14 +80,14 @@ FL_INLINE float exp_nonpositive(float x) {
   const float bounded = x < -87.33654f ? -87.33654f : x;
   const float shifted = bounded * 1.44269504f + magic;
   const float whole = shifted - magic;
-  const float r = (bounded - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  const float r = fma_(-whole, 1.42860677e-6f, bounded - whole * 0.693145752f);
   float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
+  p = fma_(p, r, 1.3981999507e-3f);
+  p = fma_(p, r, 8.3334519073e-3f);
+  p = fma_(p, r, 4.1665795894e-2f);
+  p = fma_(p, r, 1.6666665459e-1f);
+  p = fma_(p, r, 5.0000001201e-1f);
+  p = fma_(p, r * r, r) + 1.f;
   // Adds n to the exponent; the magic number's own bits shift out.
   const float result = bits<float>(bits<int32_t>(p) + (bits<int32_t>(shifted) << 23));
   return x < -87.33654f ? 0.f : result;
@@ -85,12 +96,12 @@ FL_INLINE float exp_nonpositive(float x) {
 // A series where exp(x) - 1 would cancel.
 FL_INLINE float expm1_(float x) {
   float p = 1.f / 40320.f;
-  p = p * x + 1.f / 5040.f;
-  p = p * x + 1.f / 720.f;
-  p = p * x + 1.f / 120.f;
-  p = p * x + 1.f / 24.f;
-  p = p * x + 1.f / 6.f;
-  p = p * x + 0.5f;
+  p = fma_(p, x, 1.f / 5040.f);
+  p = fma_(p, x, 1.f / 720.f);
+  p = fma_(p, x, 1.f / 120.f);
+  p = fma_(p, x, 1.f / 24.f);
+  p = fma_(p, x, 1.f / 6.f);
+  p = fma_(p, x, 0.5f);
   const float near = p * x * x + x;
   return __builtin_fabsf(x) < 0.5f ? near : exp_(x) - 1.f;
 }
@@ -104,14 +115,14 @@ FL_INLINE float log_(float x) {
   const float exponent = static_cast<float>(e) - (denormal ? 23.f : 0.f);
   const float f = bits<float>(u - (static_cast<uint32_t>(e) << 23)) - 1.f;
   float p = 7.0376836292e-2f;
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
+  p = fma_(p, f, -1.1514610310e-1f);
+  p = fma_(p, f, 1.1676998740e-1f);
+  p = fma_(p, f, -1.2420140846e-1f);
+  p = fma_(p, f, 1.4249322787e-1f);
+  p = fma_(p, f, -1.6668057665e-1f);
+  p = fma_(p, f, 2.0000714765e-1f);
+  p = fma_(p, f, -2.4999993993e-1f);
+  p = fma_(p, f, 3.3333331174e-1f);
   const float square = f * f;
   const float tail = p * f * square - exponent * 2.12194440e-4f - 0.5f * square;
   float result = f + tail + exponent * 0.693359375f;
@@ -134,13 +145,13 @@ FL_INLINE float log1p_(float x) {
 FL_INLINE float log1p_unit(float x) {
   const float s = x / (2.f + x), z = s * s;
   float p = 1.f / 17.f;
-  p = p * z + 1.f / 15.f;
-  p = p * z + 1.f / 13.f;
-  p = p * z + 1.f / 11.f;
-  p = p * z + 1.f / 9.f;
-  p = p * z + 1.f / 7.f;
-  p = p * z + 1.f / 5.f;
-  p = p * z + 1.f / 3.f;
+  p = fma_(p, z, 1.f / 15.f);
+  p = fma_(p, z, 1.f / 13.f);
+  p = fma_(p, z, 1.f / 11.f);
+  p = fma_(p, z, 1.f / 9.f);
+  p = fma_(p, z, 1.f / 7.f);
+  p = fma_(p, z, 1.f / 5.f);
+  p = fma_(p, z, 1.f / 3.f);
   return 2.f * (s + s * z * p);
 }
 
@@ -151,10 +162,10 @@ FL_INLINE float sqrt_(float x) { return __builtin_sqrtf(x); }
 FL_INLINE float tanh_(float x) {
   const float z = x * x;
   float p = -5.70498872745e-3f;
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
+  p = fma_(p, z, 2.06390887954e-2f);
+  p = fma_(p, z, -5.37397155531e-2f);
+  p = fma_(p, z, 1.33314422036e-1f);
+  p = fma_(p, z, -3.33332819422e-1f);
   const float near = p * z * x + x;
   const float e = exp_nonpositive(-2.f * abs_(x));
   const float far = __builtin_copysignf((1.f - e) / (1.f + e), x);

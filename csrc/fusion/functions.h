@@ -1,5 +1,5 @@
 // Elementwise operations of fused losses, named as torch names them; what torch gives for NaN and infinity, they give.
-// Included like common/numerics.h, after it.
+// Included like common/numerics.h, after wide.h.
 
 struct bfloat16 {
   uint16_t pattern;
@@ -64,10 +64,9 @@ FL_INLINE int16_t abs_(int16_t x) { return x < 0 ? -x : x; }
 FL_INLINE int8_t abs_(int8_t x) { return x < 0 ? -x : x; }
 FL_INLINE uint8_t abs_(uint8_t x) { return x; }
 
-// Functions of the standard library: float is computed in double where no polynomial below takes its place.
-#define FL_STANDARD(name)                                                                     \
-  FL_INLINE double name##_(double x) { return std::name(x); }                                 \
-  FL_INLINE float name##_(float x) { return static_cast<float>(std::name(static_cast<double>(x))); }
+// Functions of double are the standard library's; those of float are in numerics.h and wide.h.
+#define FL_STANDARD(name) \
+  FL_INLINE double name##_(double x) { return std::name(x); }
 FL_STANDARD(tan)
 FL_STANDARD(sinh)
 FL_STANDARD(cosh)
@@ -107,7 +106,6 @@ FL_INLINE A sigmoid_(A x) {
   return A(1) / (A(1) + exp_(-x));
 }
 
-FL_INLINE float pow_(float x, float y) { return static_cast<float>(std::pow(static_cast<double>(x), static_cast<double>(y))); }
 FL_INLINE double pow_(double x, double y) { return std::pow(x, y); }
 FL_INLINE int64_t pow_(int64_t x, int64_t y) {
   if (y < 0) return x == 1 ? 1 : x == -1 ? (y % 2 == 0 ? 1 : -1) : 0;
@@ -117,14 +115,8 @@ FL_INLINE int64_t pow_(int64_t x, int64_t y) {
   }
   return result;
 }
-template <class A>
-FL_INLINE A atan2_(A y, A x) {
-  return static_cast<A>(std::atan2(static_cast<double>(y), static_cast<double>(x)));
-}
-template <class A>
-FL_INLINE A hypot_(A x, A y) {
-  return static_cast<A>(std::hypot(static_cast<double>(x), static_cast<double>(y)));
-}
+FL_INLINE double atan2_(double y, double x) { return std::atan2(y, x); }
+FL_INLINE double hypot_(double x, double y) { return std::hypot(x, y); }
 FL_INLINE float copysign_(float x, float y) { return __builtin_copysignf(x, y); }
 FL_INLINE double copysign_(double x, double y) { return __builtin_copysign(x, y); }
 template <class A>
@@ -149,7 +141,8 @@ FL_INLINE A floor_divide_(A x, A y) {
     return x % y != 0 && (x < 0) != (y < 0) ? static_cast<A>(quotient - 1) : quotient;
   } else {
     if (y == A(0)) return x / y;
-    const A quotient = (x - remainder_(x, y)) / y;
+    const A rest = std::fmod(x, y);
+    const A quotient = (x - rest) / y - (rest != A(0) && (rest < A(0)) != (y < A(0)) ? A(1) : A(0));
     const A below = floor_(quotient);
     return quotient == A(0) ? copysign_(A(0), x / y) : quotient - below > A(0.5) ? below + A(1) : below;
   }
@@ -158,7 +151,6 @@ FL_INLINE double lgamma_(double x) {
   int sign;
   return lgamma_r(x, &sign);
 }
-FL_INLINE float lgamma_(float x) { return static_cast<float>(lgamma_(static_cast<double>(x))); }
 
 // The recurrence moves x above 10, where the asymptotic series holds; below 0, the reflection formula.
 inline double digamma_(double x) {
@@ -181,7 +173,6 @@ inline double digamma_(double x) {
   p = p * z + 1.0 / 12;
   return result + std::log(x) - 0.5 / x - p * z;
 }
-FL_INLINE float digamma_(float x) { return static_cast<float>(digamma_(static_cast<double>(x))); }
 
 // Giles' approximation, then two Newton steps on erf.
 inline double erfinv_(double y) {

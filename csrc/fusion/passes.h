@@ -20,6 +20,7 @@ namespace {
 
 #include "../common/numerics.h"
 #include "../common/low_precision.h"
+#include "wide.h"
 #include "functions.h"
 #include "reductions.h"
 

@@ -192,3 +192,50 @@ inline double erfinv_(double y) {
   return x;
 }
 FL_INLINE float erfinv_(float x) { return static_cast<float>(erfinv_(static_cast<double>(x))); }
+
+// The same for one element of a row or of everything: inlined, they would only make builds longer.
+namespace apart {
+#define FL_ONE(name)             \
+  template <class A>             \
+  FL_APART auto name##_(A x) {   \
+    return ::name##_(x);         \
+  }
+#define FL_TWO(name)               \
+  template <class A>               \
+  FL_APART auto name##_(A x, A y) { \
+    return ::name##_(x, y);        \
+  }
+FL_ONE(exp)
+FL_ONE(exp2)
+FL_ONE(expm1)
+FL_ONE(log)
+FL_ONE(log2)
+FL_ONE(log10)
+FL_ONE(log1p)
+FL_ONE(sin)
+FL_ONE(cos)
+FL_ONE(tan)
+FL_ONE(sinh)
+FL_ONE(cosh)
+FL_ONE(tanh)
+FL_ONE(asin)
+FL_ONE(acos)
+FL_ONE(atan)
+FL_ONE(asinh)
+FL_ONE(acosh)
+FL_ONE(atanh)
+FL_ONE(sigmoid)
+FL_ONE(erf)
+FL_ONE(erfc)
+FL_ONE(erfinv)
+FL_ONE(lgamma)
+FL_ONE(digamma)
+FL_TWO(pow)
+FL_TWO(fmod)
+FL_TWO(remainder)
+FL_TWO(floor_divide)
+FL_TWO(atan2)
+FL_TWO(hypot)
+#undef FL_ONE
+#undef FL_TWO
+}  // namespace apart

@@ -286,24 +286,37 @@ class Output : public Steps {
 // Elements of a task, of which there are few where each has many results to be joined.
 inline int64_t task_size(int64_t results) { return most(kTask, 32 * results); }
 
-// How lanes of columns are cut: blocks whose inner axes stay in cache, and tasks of whole blocks.
-struct Columns {
-  int64_t width, chunk, tasks, numel;
+// How a kernel is cut into tasks: each has a piece of the other outer axes for one point of the batch, or all of them for
+// several points.
+struct Parts {
+  int64_t batch, rest, width, chunk, pieces, group, tasks;
 
-  Columns(int64_t lanes, int64_t inner, int64_t results)
-      : width(most(64, least(kBlock, kTask / most(inner, 1) / 64 * 64))),
-        chunk(most(width, task_size(results) / most(inner, 1) / width * width)),
-        tasks(ceiling(lanes, chunk)),
-        numel(lanes) {}
+  Parts(int64_t batch_points, int64_t points, int64_t block, int64_t wanted)
+      : batch(batch_points),
+        rest(points),
+        width(block),
+        chunk(most(block, wanted / block * block)),
+        pieces(ceiling(points, chunk)),
+        group(pieces == 1 ? most(1, chunk / points) : 1),
+        tasks(ceiling(batch, group) * pieces) {}
+
+  int64_t begin(int64_t task) const { return task % pieces * chunk; }
+  int64_t end(int64_t task) const { return least(rest, (task % pieces + 1) * chunk); }
+  int64_t first(int64_t task) const { return task / pieces * group; }
+  int64_t last(int64_t task) const { return least(batch, (task / pieces + 1) * group); }
+  // Where what a task adds up for a point of the batch stands.
+  int64_t slots() const { return batch * most(1, pieces); }
+  int64_t slot(int64_t part, int64_t task) const { return part * pieces + task % pieces; }
 };
 
-// How rows are cut into tasks.
-struct Rows {
-  int64_t chunk, tasks, numel;
-
-  Rows(int64_t rows, int64_t inner, int64_t results)
-      : chunk(most(1, task_size(results) / most(inner, 1))), tasks(ceiling(rows, chunk)), numel(rows) {}
-};
+// Columns come in blocks whose inner axes stay in cache.
+inline Parts columns(int64_t batch, int64_t lanes, int64_t inner, int64_t results) {
+  const int64_t width = most(64, least(kBlock, kTask / most(inner, 1) / 64 * 64));
+  return {batch, lanes, width, task_size(results) / most(inner, 1)};
+}
+inline Parts rows(int64_t batch, int64_t rows, int64_t inner, int64_t results) {
+  return {batch, rows, 1, task_size(results) / most(inner, 1)};
+}
 
 template <class T>
 FL_APART void fill(T* out, int64_t n, std::common_type_t<T> value) {

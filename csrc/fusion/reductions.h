@@ -27,6 +27,19 @@ struct Sum {
   }
 };
 
+// How many of a block of truth values hold.
+template <class A>
+struct Count {
+  using Result = int64_t;
+  static constexpr Result start() { return 0; }
+  FL_INLINE static Result join(Result a, Result b) { return a + b; }
+  FL_APART static Result block(const A* x, int64_t n) {
+    Result total = 0;
+    for (int64_t i = 0; i < n; ++i) total += x[i];
+    return total;
+  }
+};
+
 template <class A>
 struct Product {
   using Result = Wide<A>;
@@ -69,22 +82,22 @@ struct Min : Extremum<A, minimum_<A>, false> {};
 
 template <class A>
 struct Any {
-  using Result = bool;
-  static constexpr bool start() { return false; }
-  FL_INLINE static bool join(bool a, bool b) { return a | b; }
-  FL_APART static bool block(const bool* x, int64_t n) {
-    bool found = false;
+  using Result = A;
+  static constexpr A start() { return 0; }
+  FL_INLINE static A join(A a, A b) { return a | b; }
+  FL_APART static A block(const A* x, int64_t n) {
+    A found = 0;
     for (int64_t i = 0; i < n; ++i) found |= x[i];
     return found;
   }
 };
 template <class A>
 struct All {
-  using Result = bool;
-  static constexpr bool start() { return true; }
-  FL_INLINE static bool join(bool a, bool b) { return a & b; }
-  FL_APART static bool block(const bool* x, int64_t n) {
-    bool kept = true;
+  using Result = A;
+  static constexpr A start() { return 1; }
+  FL_INLINE static A join(A a, A b) { return a & b; }
+  FL_APART static A block(const A* x, int64_t n) {
+    A kept = 1;
     for (int64_t i = 0; i < n; ++i) kept &= x[i];
     return kept;
   }

@@ -10,7 +10,8 @@ import torch
 
 from .ir import Expression, Size
 
-# What a dtype is stored as, and what it is computed with.
+# What a dtype is stored as, what a block of it is held as, and what one element is computed with. Loops over memory of
+# bool do not vectorise.
 STORED = {
     torch.float64: "double",
     torch.float32: "float",
@@ -21,10 +22,10 @@ STORED = {
     torch.int16: "int16_t",
     torch.int8: "int8_t",
     torch.uint8: "uint8_t",
-    torch.bool: "bool",
+    torch.bool: "uint8_t",
 }
-COMPUTED = STORED | {torch.bfloat16: "float", torch.float16: "float"}
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+HELD = STORED | {torch.bfloat16: "float", torch.float16: "float"}
+COMPUTED = HELD | {torch.bool: "bool"}
 
 _INFIX = {
     "add": "+",
@@ -44,16 +45,20 @@ _INFIX = {
     "bitwise_or": "|",
     "bitwise_xor": "^",
 }
-_CALLS = frozenset(
+_SHORT = frozenset(
     (
-        *("abs", "sign", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal"),
-        *("sin", "cos", "tan", "sinh", "cosh", "tanh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "sigmoid"),
-        *("erf", "erfc", "erfinv", "lgamma", "digamma", "floor", "ceil", "round", "trunc", "isnan", "isinf"),
-        *("pow", "maximum", "minimum", "fmax", "fmin", "fmod", "remainder", "floor_divide", "atan2", "hypot"),
-        "copysign",
+        *("abs", "sign", "sqrt", "rsqrt", "reciprocal", "floor", "ceil", "round", "trunc", "isnan", "isinf"),
+        *("maximum", "minimum", "fmax", "fmin", "copysign"),
     )
 )
-OPERATIONS = frozenset(_INFIX) | _CALLS | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+_LONG = frozenset(
+    (
+        *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh"),
+        *("asin", "acos", "atan", "asinh", "acosh", "atanh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma"),
+        *("pow", "fmod", "remainder", "floor_divide", "atan2", "hypot"),
+    )
+)
+OPERATIONS = frozenset(_INFIX) | _SHORT | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
 
 
@@ -70,7 +75,9 @@ def size_of(size: Size) -> str:
     x, y = map(size_of, size.arguments)
     if size.op in ("add", "sub", "mul"):
         return f"({x} {_INFIX[size.op]} {y})"
-    return {"floordiv": f"floor_divide_<int64_t>({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[size.op]
+    return {"floordiv": f"floor_divide_<int64_t>({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[
+        size.op
+    ]
 
 
 def constant(value: Any, dtype: torch.dtype) -> str:
@@ -87,8 +94,8 @@ def constant(value: Any, dtype: torch.dtype) -> str:
     return f"{kind}({value!r})" if kind == "float" else repr(value)
 
 
-def operation(node: Expression, arguments: list[str]) -> str:
-    """C++ of one elementwise operation on values that are already named."""
+def operation(node: Expression, arguments: list[str], varies: bool) -> str:
+    """C++ of one elementwise operation on values that are already named; inline where it varies along lanes."""
     op, kind = node.op, COMPUTED[node.dtype]
     x = arguments[0]
     if op in _INFIX:
@@ -102,8 +109,8 @@ def operation(node: Expression, arguments: list[str]) -> str:
         return f"{x} ? {arguments[1]} : {arguments[2]}"
     if op == "pow" and (simple := _simple_power(node)) is not None:
         return simple.format(x=x, one=constant(1, node.dtype))
-    if op in _CALLS:
-        return f"{op}_({', '.join(arguments)})"
+    if op in _SHORT | _LONG:
+        return f"{'' if varies or op in _SHORT else 'apart::'}{op}_({', '.join(arguments)})"
     if op == "neg":
         return f"static_cast<{kind}>(-{x})"
     if op == "logical_not" or (op == "bitwise_not" and node.dtype is torch.bool):

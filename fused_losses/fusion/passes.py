@@ -6,10 +6,13 @@ the outer axes after the other; in *columns*, along the outer axes, for one poin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .expressions import COMPUTED, STORED, constant, identifier, operation, size_of
+import torch
+
+from .expressions import COMPUTED, HELD, STORED, constant, identifier, operation, size_of
 from .ir import Axis, Buffer, Expression, Index, Size, Stage
 from .schedule import ONE, Kernel, Loop, nodes, plain_axis
 
@@ -36,12 +39,17 @@ class Memory:
 
     def stored_type(self, name: str) -> str:
         dtype = self.buffers[name].dtype
-        return STORED[dtype] if name in self.strided or name in self.returned else COMPUTED[dtype]
+        return (STORED if name in self.strided or name in self.returned else HELD)[dtype]
 
     def stride(self, name: str, dimension: int) -> str:
         if name in self.strided:
             return f"a.stride_{identifier(name)}_{dimension}"
         return product(self.buffers[name].sizes[dimension + 1 :])
+
+
+def held(kind: str) -> str:
+    """What a block of a C++ type is held as: see ``expressions.HELD``."""
+    return "uint8_t" if kind == "bool" else kind
 
 
 def product(sizes: Sequence[Size]) -> str:
@@ -84,64 +92,76 @@ class Pass:
         self.partials: list[str] = []  # what tasks add up
         self.scratch: list[str] = []  # of a task
         self.at_start: list[str] = []  # of a task
+        self.at_part: list[str] = []  # of a point of the batch
         self.at_end: list[str] = []  # of a task
         self.at_block: list[str] = []  # of a block of columns
         self.finish: list[str] = []
         if is_rows:
             self.spaces = [Space(f"lanes_{k}", loop.along) for k, loop in enumerate(kernel.loops)]
         else:
-            self.spaces = [Space("lanes", kernel.outer)]
+            self.spaces = [Space("lanes", kernel.rest)]
         nests = [Nest(self, loop, self.spaces[k if is_rows else 0]) for k, loop in enumerate(kernel.loops)]
         body = [line for nest in nests for line in nest.lines()]
         setup = [line for space in self.spaces for line in space.lines(any(nest.keeps_order for nest in nests))]
         frame = self._rows(body) if is_rows else self._columns(body)
-        self.lines = [f"void {name}(const Arguments& a) {{", *setup, *frame, *self.finish, "}"]
+        copy = "const Arguments a = arguments;"
+        self.lines = [f"void {name}(const Arguments& arguments) {{", copy, *setup, *frame, *self.finish, "}"]
 
     def name(self, kind: str) -> str:
         self._count += 1
         return f"{kind}{self._count}"
 
     def array(self, kind: str, name: str) -> str:
-        self.scratch.append(f"alignas(64) {kind} {name}[kBlock];")
+        self.scratch.append(f"alignas(64) {held(kind)} {name}[kBlock];")
         return name
 
-    @property
-    def parts(self) -> str:
-        """The C++ object that says how the outer axes are cut into tasks."""
-        return "rows" if self.is_rows else "columns"
-
     def _rows(self, body: list[str]) -> list[str]:
-        outer = self.kernel.outer
-        decode = ["int64_t rest = row;"] if len(outer) > 1 else []
-        for axis in reversed(outer[1:]):
-            decode += [
-                f"const int64_t {axis.name} = rest % {size_of(axis.extent)};",
-                f"rest /= {size_of(axis.extent)};",
-            ]
-        if outer:
-            decode.append(f"const int64_t {outer[0].name} = {'rest' if len(outer) > 1 else 'row'};")
-        loop = "for (int64_t row = task * rows.chunk; row < least(rows.numel, (task + 1) * rows.chunk); ++row) {"
-        cut = f"const Rows rows({product([axis.extent for axis in outer])}, {inner_size(self.kernel)}, {self._kept()});"
-        return [cut, *self._in_parallel([loop, *decode, *body, "}"])]
+        rest = self.kernel.rest
+        loop = "for (int64_t row = parts.begin(task); row < parts.end(task); ++row) {"
+        cut = f"const Parts parts = rows({self._extents()}, {inner_size(self.kernel)}, {self._results()});"
+        return [cut, *self._in_parallel([loop, *_decoded("row", rest), *body, "}"])]
 
     def _columns(self, body: list[str]) -> list[str]:
         blocks = [
-            "const int64_t end = least(columns.numel, (task + 1) * columns.chunk);",
-            "for (int64_t begin = task * columns.chunk; begin < end; begin += columns.width) {",
-            "const int64_t n = least(columns.width, end - begin);",
+            "const int64_t end = parts.end(task);",
+            "for (int64_t begin = parts.begin(task); begin < end; begin += parts.width) {",
+            "const int64_t n = least(parts.width, end - begin);",
             *self.at_block,
         ]
-        cut = f"const Columns columns(lanes.numel, {inner_size(self.kernel)}, {self._kept()});"
+        cut = f"const Parts parts = columns({self._extents()}, {inner_size(self.kernel)}, {self._results()});"
         return [cut, *self._in_parallel([*blocks, *body, "}"])]
 
-    def _kept(self) -> str:
+    def _extents(self) -> str:
+        batch, rest = (product([axis.extent for axis in axes]) for axes in (self.kernel.batch, self.kernel.rest))
+        return f"{batch}, {rest}"
+
+    def _results(self) -> str:
         """How many results a task has of what adds up over the kernel."""
         adding = [stage for stage in self.kernel.stages if not self.kernel.is_local(stage)]
-        return " + ".join(product([axis.extent for axis in stage.axes]) for stage in adding) or "1"
+        counts = [product([axis.extent for axis in stage.axes if axis not in self.kernel.batch]) for stage in adding]
+        return " + ".join(counts) or "1"
 
     def _in_parallel(self, body: list[str]) -> list[str]:
-        head = f"parallel(a.parallel_for, {self.parts}.tasks, [&](int64_t task) {{"
-        return [*self.partials, head, *self.scratch, *self.at_start, *body, *self.at_end, "});"]
+        # A copy that nothing can point to: no store in a loop may change a size or a pointer that the loop uses.
+        head = [
+            "parallel(arguments.parallel_for, parts.tasks, [&](int64_t task) {",
+            "const Arguments a = arguments;",
+        ]
+        if self.kernel.batch:
+            loop = "for (int64_t part = parts.first(task); part < parts.last(task); ++part) {"
+            body = [loop, *_decoded("part", self.kernel.batch), *self.at_part, *body, "}"]
+        return [*self.partials, *head, *self.scratch, *self.at_start, *body, *self.at_end, "});"]
+
+
+def _decoded(position: str, axes: tuple[Axis, ...]) -> list[str]:
+    """The place along each of several axes, of one position along all of them."""
+    lines = [f"int64_t {position}_rest = {position};"] if len(axes) > 1 else []
+    for axis in reversed(axes[1:]):
+        size = size_of(axis.extent)
+        lines += [f"const int64_t {axis.name} = {position}_rest % {size};", f"{position}_rest /= {size};"]
+    if axes:
+        lines.append(f"const int64_t {axes[0].name} = {position}{'_rest' if len(axes) > 1 else ''};")
+    return lines
 
 
 def inner_size(kernel: Kernel) -> str:
@@ -175,6 +195,7 @@ class Nest:
             for node in nodes(stage.expression):
                 self.values[id(node)] = self._value(node)
             self._result(stage, self.values[id(stage.expression)])
+        self.body = _without_unused(self.body)
 
     def lines(self) -> list[str]:
         head = [f"// {stage.buffer.name}{_reduction_note(stage)}" for stage in self.loop.stages]
@@ -219,7 +240,7 @@ class Nest:
             return arguments[0]
         if node.op == "checked":
             return self._checked(arguments[0], size_of(node["size"]), varies)
-        return self._assign(kind, operation(node, arguments), varies)
+        return self._assign(kind, operation(node, arguments, varies), varies)
 
     def _checked(self, index: str, size: str, varies: bool) -> str:
         inside = self._assign("bool", f"{index} >= 0 && {index} < {size}", varies)
@@ -304,7 +325,9 @@ class Nest:
             self.space.operands.append(strides)
             self.space.views.append(f"const View {view}({data}, {self.space.name}, {strides});")
             scratch = self.of.array(kind, self.of.name("s"))
-            self.blocks.append(f"const {kind}* {block} = {view}.block({self._seek(view)}, n, {origin}, {scratch});")
+            self.blocks.append(
+                f"const {held(kind)}* {block} = {view}.block({self._seek(view)}, n, {origin}, {scratch});"
+            )
             self.viewed[key] = self._assign(kind, f"{block}[i]", True)
             self.arrays[self.viewed[key]] = block
         return self.viewed[key]
@@ -333,7 +356,7 @@ class Nest:
         scratch = self.of.array(kind, self.of.name("s"))
         self.blocks += [
             f"const std::initializer_list<Guard> {array} = {{{', '.join(guards)}}};",
-            f"const {kind}* {block} = guarded_block({data}, {steps}, {origin}, {array}, begin, n, {scratch});",
+            f"const {held(kind)}* {block} = guarded_block({data}, {steps}, {origin}, {array}, begin, n, {scratch});",
         ]
         return self._assign(kind, f"{block}[i]", True)
 
@@ -383,8 +406,8 @@ class Nest:
         self.of.array(kind, local)
         body.append(f"{local}[i] = {value};")
         if stage.buffer.name in self.memory.stored:
-            out, _ = self._output(stage)
-            joins.append(f"{out}.put({self._seek(out)}, n, 0, {local});")
+            out, origin = self._output(stage)
+            joins.append(f"{out}.put({self._seek(out)}, n, {origin}, {local});")
 
     def _write(self, stage: Stage, value: str) -> None:
         """A result for each point of outer and inner axes, which goes to its buffer at once."""
@@ -394,7 +417,7 @@ class Nest:
         out, origin = self._output(stage)
         kind, block = COMPUTED[stage.buffer.dtype], self.of.name("o")
         scratch = self.of.array(kind, self.of.name("s"))
-        self.blocks.append(f"{kind}* {block} = {out}.place({self._seek(out)}, n, {origin}, {scratch});")
+        self.blocks.append(f"{held(kind)}* {block} = {out}.place({self._seek(out)}, n, {origin}, {scratch});")
         self.body.append(f"{block}[i] = {value};")
         self.joins.append(f"{out}.put({self._seek(out)}, n, {origin}, {block});")
 
@@ -422,17 +445,24 @@ class Nest:
             ]
         )
 
+    def _how(self, stage: Stage, value: str) -> tuple[str, str, str]:
+        """What reduces a stage, the type of the blocks it takes, and the value that is reduced."""
+        expression = stage.expression
+        if stage.combine == "sum" and expression.op == "cast" and expression.arguments[0].dtype is torch.bool:
+            # Counted as truth values: lanes of one byte vectorise where those of eight do not.
+            return "Count<uint8_t>", "uint8_t", self.values[id(expression.arguments[0])]
+        kind = HELD[expression.dtype]
+        return f"{REDUCTIONS[stage.combine or '']}<{kind}>", kind, value
+
     def _reduce(self, stage: Stage, value: str, is_local: bool) -> None:
-        name = identifier(stage.buffer.name)
-        kind = COMPUTED[stage.expression.dtype]
-        how = f"{REDUCTIONS[stage.combine or '']}<{kind}>"
+        how, kind, value = self._how(stage, value)
         keeps_lanes = bool(self.lanes) and self.lanes[0] in stage.axes
         kept = [axis for axis in self.outside if axis in stage.axes]
         kept += [axis for axis in self.lanes if axis in stage.axes] if self.of.is_rows else []
         count = product([axis.extent for axis in kept])
         if not self.of.is_rows and is_local:
             count = "kBlock" if count == "1" else f"{count} * kBlock"
-        sums = self._accumulators(name, how, count, is_local)
+        sums = self._accumulators(stage, how, count)
         along = [axis for axis in kept if axis.name not in self.lane_names]
         index = total([(x.name, product([y.extent for y in along[k + 1 :]])) for k, x in enumerate(along)])
         place = self._index_of(stage) if stage.combine in ("argmax", "argmin") else None
@@ -456,7 +486,7 @@ class Nest:
         if is_local:
             self._finish_local(stage, sums, kept)
         else:
-            self._finish_sums(stage, sums, how, kept, count)
+            self._finish_sums(stage, how, kept, count)
 
     def _index_of(self, stage: Stage) -> str:
         """Where along the flattened reduced axes a point is."""
@@ -479,10 +509,10 @@ class Nest:
         self.arrays[value] = block
         return block
 
-    def _accumulators(self, name: str, how: str, count: str, is_local: bool) -> str:
-        sums = f"sums_{name}"
+    def _accumulators(self, stage: Stage, how: str, count: str) -> str:
+        sums, partial = f"sums_{identifier(stage.buffer.name)}", f"partial_{identifier(stage.buffer.name)}"
         fill = f"fill({sums}, {count}, {how}::start());"
-        if is_local:
+        if self.of.kernel.is_local(stage):
             if count in ("1", "kBlock"):
                 self.of.scratch.append(f"alignas(64) {how}::Result {sums}[{count}];")
             else:
@@ -490,13 +520,18 @@ class Nest:
                 self.of.scratch.append(f"const Memory<{how}::Result> {memory}({count});")
                 self.of.scratch.append(f"{how}::Result* {sums} = {memory};")
             self.before.append(fill)
-        else:
-            self.of.partials.append(
-                f"const Memory<{how}::Result> partial_{name}(most(1, {self.of.parts}.tasks) * {count});"
-            )
-            self.of.at_start.append(f"{how}::Result* {sums} = partial_{name} + task * {count};")
-            self.of.at_start.append(fill)
+            return sums
+        by_part = self._is_by_part(stage)
+        slots, slot = ("parts.slots()", "parts.slot(part, task)") if by_part else ("most(1, parts.tasks)", "task")
+        self.of.partials.append(f"const Memory<{how}::Result> {partial}({slots} * {count});")
+        start = self.of.at_part if by_part else self.of.at_start
+        start += [f"{how}::Result* {sums} = {partial} + {slot} * {count};", fill]
         return sums
+
+    def _is_by_part(self, stage: Stage) -> bool:
+        """Whether a stage that adds up over the kernel has a result for each point of the batch."""
+        batch = self.of.kernel.batch
+        return bool(batch) and batch[0] in stage.axes
 
     def _finish_local(self, stage: Stage, sums: str, kept: Sequence[Axis]) -> None:
         """Results of the reduced inner axes, for the later loops of a kernel and for others."""
@@ -520,11 +555,22 @@ class Nest:
         body = [*lanes_loop, f"{block}[i] = result<{kind}>({sums}[({index}) * kBlock + i]);", "}"]
         self.after += _looped(kept, [*body, f"{out}.put({self._seek(out)}, n, {origin}, {block});"])
 
-    def _finish_sums(self, stage: Stage, sums: str, how: str, kept: Sequence[Axis], count: str) -> None:
+    def _finish_sums(self, stage: Stage, how: str, kept: Sequence[Axis], count: str) -> None:
         """What tasks added up, in their order."""
         kind, partial = COMPUTED[stage.buffer.dtype], f"partial_{identifier(stage.buffer.name)}"
-        self.of.finish += [f"join_tasks<{how}>({partial}, {self.of.parts}.tasks, {count});"]
-        self.of.finish += self._copied(stage, kind, partial, kept)
+        if not self._is_by_part(stage):
+            joined = [f"join_tasks<{how}>({partial}, parts.tasks, {count});"]
+            self.of.finish += [*joined, *self._copied(stage, kind, partial, kept)]
+            return
+        sums = self.of.name("sums")
+        self.of.finish += [
+            "for (int64_t part = 0; part < parts.batch; ++part) {",
+            *_decoded("part", self.of.kernel.batch),
+            f"{how}::Result* {sums} = {partial} + part * parts.pieces * {count};",
+            f"join_tasks<{how}>({sums}, parts.pieces, {count});",
+            *self._copied(stage, kind, sums, kept),
+            "}",
+        ]
 
     def _copied(self, stage: Stage, kind: str, source: str, kept: Sequence[Axis]) -> list[str]:
         index = total([(x.name, product([y.extent for y in kept[k + 1 :]])) for k, x in enumerate(kept)])
@@ -537,6 +583,18 @@ class Nest:
         )
         data = f"a.data_{identifier(stage.buffer.name)}"
         return _looped(kept, [f"narrow(result<{kind}>({source}[{index}]), {data}[{place}]);"])
+
+
+def _without_unused(body: Sequence[str]) -> list[str]:
+    """Statements that something is stored by, and what they take."""
+    kept: list[str] = []
+    used: set[str] = set()
+    for line in reversed(body):
+        words = re.findall(r"[A-Za-z_]\w*", line)
+        if words[0] != "const" or words[2] in used:
+            kept.append(line)
+            used.update(words)
+    return kept[::-1]
 
 
 def _looped(axes: Sequence[Axis], body: list[str]) -> list[str]:

@@ -26,9 +26,13 @@ class Loop:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Loops that run one after the other for every point of ``outer``, whose axes are in memory order."""
+    """Loops that run one after the other for every point of ``outer``, whose axes are in memory order.
+
+    Stages that are not local add up along all of the outer axes, or along those after the first few, ``batch``.
+    """
 
     outer: tuple[Axis, ...]
+    batch: tuple[Axis, ...]
     loops: tuple[Loop, ...]
 
     @property
@@ -38,6 +42,10 @@ class Kernel:
     def is_local(self, stage: Stage) -> bool:
         """Whether a stage has a result for every point of the outer axes, rather than one for all of them."""
         return set(self.outer) <= set(stage.axes)
+
+    @property
+    def rest(self) -> tuple[Axis, ...]:
+        return self.outer[len(self.batch) :]
 
 
 def schedule(program: Program) -> list[Kernel | Extern]:
@@ -167,21 +175,28 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
 
 def _joins(stage: Stage, group: list[Stage] | Extern) -> bool:
     """Whether a stage may run in a kernel, and gains from it: it reads the kernel's results or shares its loops."""
-    if isinstance(group, Extern):
+    if isinstance(group, Extern) or (axes := _outer([*group, stage])) is None:
         return False
-    outer = _outer([*group, stage])
-    if outer is None:
-        return False
+    if _reads_itself(group) and axes[0] != (_outer(group) or axes)[0]:
+        return False  # fewer rows would run in parallel, and no longer stay in cache
     mine = set(domain(stage))
-    shares = any(set(domain(other)) == mine for other in group) or mine == set(outer)
+    shares = any(set(domain(other)) == mine for other in group) or mine == set(axes[0])
     return shares or not reads(stage).isdisjoint(other.buffer.name for other in group)
 
 
-def _outer(stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
+def _reads_itself(stages: Sequence[Stage]) -> bool:
+    made = {stage.buffer.name for stage in stages}
+    return any(not made.isdisjoint(reads(stage)) for stage in stages)
+
+
+Outer = tuple[tuple[Axis, ...], tuple[Axis, ...]]  # the outer axes, and those of the batch among them
+
+
+def _outer(stages: Sequence[Stage]) -> Outer | None:
     """The axes that a kernel of these stages runs over in parallel, or None if they cannot be one kernel."""
     order = memory_order(stages)
     if not order:
-        return ()
+        return (), ()
     inside = {stage.buffer.name: stage for stage in stages}
     shared = set(order)
     for stage in stages:
@@ -189,15 +204,31 @@ def _outer(stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
         for load in loads(stage):
             if (source := inside.get(load["buffer"])) is not None:
                 shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
-    settled = _settled(tuple(axis for axis in order if axis in shared), stages)
-    return _narrowed(settled, order, stages) if settled else settled
+    outer = tuple(axis for axis in order if axis in shared)
+    if _reads_itself(stages):
+        return _batched(outer, stages)
+    settled = _settled(outer, stages)
+    return (_narrowed(settled, order, stages), ()) if settled else None
+
+
+def _batched(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> Outer | None:
+    """The first of the outer axes are a batch where some stages keep just those."""
+    partly = {kept for stage in stages if (kept := _kept(outer, stage)) not in ((), outer)}
+    if not outer or len(partly) > 1:
+        return None
+    batch = partly.pop() if partly else ()
+    return (outer, batch) if outer[: len(batch)] == batch else None
+
+
+def _kept(outer: tuple[Axis, ...], stage: Stage) -> tuple[Axis, ...]:
+    return tuple(axis for axis in outer if axis in stage.axes)
 
 
 def _settled(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> tuple[Axis, ...] | None:
     """The part of some axes that every stage keeps as a whole or reduces as a whole."""
     for stage in stages:
-        kept = tuple(axis for axis in outer if axis in stage.axes)
-        reduced = tuple(axis for axis in outer if axis not in stage.axes)
+        kept = _kept(outer, stage)
+        reduced = tuple(axis for axis in outer if axis not in kept)
         if kept and reduced:
             # Rows that lie one after the other are rows; otherwise adding up along the slow axes reads in order.
             leading = outer[: len(kept)] == kept
@@ -242,8 +273,9 @@ def memory_order(stages: Sequence[Stage]) -> list[Axis]:
 
 
 def _kernel(stages: Sequence[Stage]) -> Kernel:
-    outer = _outer(stages)
-    assert outer is not None  # every group was checked when it grew
+    axes = _outer(stages)
+    assert axes is not None  # every group was checked when it grew
+    outer, batch = axes
     order = [axis for axis in memory_order(stages) if axis not in outer]
     loops: list[Loop] = []
     home: dict[str, int] = {}
@@ -257,7 +289,7 @@ def _kernel(stages: Sequence[Stage]) -> Kernel:
             loops.append(Loop(inner, along, ()))
         loops[place] = replace(loops[place], stages=(*loops[place].stages, stage))
         home[stage.buffer.name] = place
-    return Kernel(outer, tuple(loops))
+    return Kernel(outer, batch, tuple(loops))
 
 
 def _along(stage: Stage, inner: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 from ..backends import choice
 from .state import Reading, State, frozen
 
+
 class Marker:
     """Stands for the n-th tensor or number in the arguments of a call."""
 

@@ -97,4 +97,3 @@ def _size(size: Size) -> str:
         return f"{size.value[0]}.shape[{size.value[1]}]"
     sign = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//"}[size.op]
     return f"({f' {sign} '.join(map(_size, size.arguments))})"
-

@@ -514,9 +514,7 @@ def _gather(tracer: Any, x: Value, dim: int, index: Value, sparse_grad: bool = F
 
     def source(lowering: Lowering, positions: Positions) -> Positions:
         at = Position.at(lowering.element(chosen, positions))
-        return tuple(
-            (at,) if d == dim else (ORIGIN,) if is_one(x.shape[d]) else positions[d] for d in range(x.ndim)
-        )
+        return tuple((at,) if d == dim else (ORIGIN,) if is_one(x.shape[d]) else positions[d] for d in range(x.ndim))
 
     return View(x, index.shape, index.digits, source)
 
@@ -579,9 +577,7 @@ def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> An
     def term(lowering: Lowering, positions: Positions) -> Expression:
         at = _replaced(positions[:-1], dim, positions[-1][0])
         at = tuple((ORIGIN,) if is_one(index.shape[d]) else p for d, p in enumerate(at))
-        equal = lowering.make(
-            "eq", torch.bool, lowering.element(chosen, at), positions[dim][0].expression(lowering)
-        )
+        equal = lowering.make("eq", torch.bool, lowering.element(chosen, at), positions[dim][0].expression(lowering))
         put = lowering.cast(lowering.element(source, at), x.dtype)
         otherwise = lowering.number(0, x.dtype) if add else lowering.element(x, positions[:-1])
         return lowering.where(equal, put, otherwise)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,27 @@ if TYPE_CHECKING:
 
 
 WORTH_MEMORY = 32  # operations for each element, above which it is written to memory and read again
-COSTLY = frozenset("exp exp2 expm1 log log2 log10 log1p pow sin cos tan tanh sigmoid erf erfc lgamma digamma".split())
+COSTLY = frozenset(
+    [
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "pow",
+        "sin",
+        "cos",
+        "tan",
+        "tanh",
+        "sigmoid",
+        "erf",
+        "erfc",
+        "lgamma",
+        "digamma",
+    ]
+)
 
 
 def _cost(expression: Expression) -> int:
@@ -34,7 +54,7 @@ def _cost(expression: Expression) -> int:
 class Lowering:
     """Builds one program. ``given`` are inputs and what an earlier program has saved, with their buffers."""
 
-    def __init__(self, given: dict[Value, Buffer], prefix: str):
+    def __init__(self, given: Mapping[Any, Buffer], prefix: str):
         self.prefix = prefix  # of the names of new buffers
         self.buffers: dict[Value, Buffer] = dict(given)
         self.steps: list[Stage | Extern] = []
@@ -56,11 +76,8 @@ class Lowering:
         """A constant, a size or a hyper-parameter in a dtype."""
         if isinstance(number, (torch.SymInt, torch.SymFloat)):
             return self.cast(self._scalar(number.node.expression), dtype)
-        if dtype.is_floating_point:
-            number = float(number)
-        else:
-            number = bool(number) if dtype is torch.bool else int(number)
-        return self.make("constant", dtype, value=number)
+        kind = float if dtype.is_floating_point else bool if dtype is torch.bool else int
+        return self.make("constant", dtype, value=kind(number))
 
     def _scalar(self, expression: Expression) -> Expression:
         if expression.op == "parameter":

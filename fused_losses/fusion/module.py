@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .explain import Explanation, explained, source_of
 from .programs import Programs
@@ -62,7 +62,7 @@ def fuse(loss: Any = None, *, strict: bool = False) -> Any:
 class Fused:
     """A function whose calls run as fused kernels; it has the function's name, signature and documentation."""
 
-    def __init__(self, function: Callable[..., Tensor], strict: bool):
+    def __init__(self, function: Callable[..., Any], strict: bool):
         functools.update_wrapper(self, function)
         self._fusion = Programs(strict)
 
@@ -147,7 +147,7 @@ def _programs(module: Any) -> Programs:
 def _reduced(self: Any, protocol: Any) -> Any:
     """For copies and pickles: the plain module's, and what it is called then."""
     kind = type(self).__mro__[1]
-    _, (made, *arguments), *rest = kind.__reduce_ex__(self, protocol)  # type: ignore[arg-type, misc]
+    _, (_, *arguments), *rest = kind.__reduce_ex__(self, protocol)  # type: ignore[arg-type, misc]
     return _restored, (kind, *arguments), *rest
 
 

@@ -1,4 +1,4 @@
-"""What torch's operators compute, as values: the table that a trace consults. Others are decomposed or left to torch."""
+"""What torch's operators compute, as values: the table of a trace. Others are decomposed or left to torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {}  # by the name in namespaces aten 
 
 def operator(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(handler: Callable[..., Any]) -> Callable[..., Any]:
-        OPERATORS.update({name: handler for name in names})
+        OPERATORS.update(dict.fromkeys(names, handler))
         return handler
 
     return register
@@ -312,9 +312,11 @@ def _arange(tracer: Any, *bounds: Any, step: Any = 1, dtype: Any = None, **optio
 
 def reduced(x: Value, dimensions: Any, combine: Combine, dtype: torch.dtype, keepdim: bool = False) -> Value:
     """A reduction over dimensions; over all of them where there are none."""
-    every = dimensions is None or (isinstance(dimensions, (list, tuple)) and not dimensions)
-    chosen = range(x.ndim) if every else ([dimensions] if isinstance(dimensions, int) else dimensions)
-    chosen = sorted({d % x.ndim if x.ndim else 0 for d in chosen})
+    if dimensions is None or (isinstance(dimensions, (list, tuple)) and not dimensions):
+        dimensions = range(x.ndim)
+    elif isinstance(dimensions, int):
+        dimensions = [dimensions]
+    chosen = sorted({d % x.ndim if x.ndim else 0 for d in dimensions})
     result: Value = Reduction(x, chosen, combine, dtype)
     if keepdim and x.ndim:
         return with_ones(result, chosen)

@@ -95,7 +95,9 @@ class Programs:
 
     def _built(self, call: Call, forward: Any, known: int) -> Served | Refusal:
         if known >= MOST_TRACES:
-            return Refusal(f"{known} traces differ in sizes or numbers that its code depends on, and each takes a build")
+            return Refusal(
+                f"{known} traces differ in sizes or numbers that its code depends on, and each takes a build"
+            )
         try:
             return Served(call, forward)
         except CannotFuse as error:

@@ -134,7 +134,9 @@ class Served:
         """The gradient of each tensor that requires one."""
         learnt = [grad for grad, does in zip(grad_outputs, self.differentiable) if does]
         inputs = [*tensors, *self.constants, *saved, *learnt]
-        results = iter(zip(self._called(self.backward, inputs, numbers, self.backward_numbers), self.gradients_reshaped))
+        results = iter(
+            zip(self._called(self.backward, inputs, numbers, self.backward_numbers), self.gradients_reshaped)
+        )
         gradients: list[Tensor | None] = []
         influences = iter(self.influences)
         for need in self.requires_grad:
@@ -215,4 +217,3 @@ def _indices(program: Program | None) -> list[int]:
 def _buffers(program: Program) -> dict[str, Any]:
     made = [b for step in program.steps for b in (step.buffers if isinstance(step, Extern) else (step.buffer,))]
     return {buffer.name: buffer for buffer in (*program.inputs, *made)}
-

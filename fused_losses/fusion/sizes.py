@@ -55,12 +55,13 @@ class Guard:
 
 def evaluate(number: Size | Expression, shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, float]) -> Any:
     """The value of a size or of a scalar expression for given inputs."""
-    if number.op == "const":
-        return number.value
-    if number.op == "size" and isinstance(number, Size):
-        name, dimension = number.value
-        return shapes[name][dimension]
-    if isinstance(number, Expression):
+    if isinstance(number, Size):
+        if number.op == "const":
+            return number.value
+        if number.op == "size":
+            name, dimension = number.value
+            return shapes[name][dimension]
+    else:
         if number.op == "constant":
             return number["value"]
         if number.op == "parameter":

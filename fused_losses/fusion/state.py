@@ -190,7 +190,7 @@ def _around(functions: Sequence[Any]) -> _Around:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
+        cell.cell_contents  # noqa: B018  raises where it is empty
     except ValueError:
         return False
     return True

@@ -23,7 +23,25 @@ aten = torch.ops.aten
 # Operators of Python in which a size or a hyper-parameter may stand beside a tensor.
 ARITHMETIC = {
     name.format(name_of_operator)
-    for name_of_operator in "add sub mul div truediv true_divide pow eq ne lt le gt ge maximum minimum where clamp".split()
+    for name_of_operator in [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "true_divide",
+        "pow",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "maximum",
+        "minimum",
+        "where",
+        "clamp",
+    ]
     for name in ("{}", "__{}__", "__r{}__", "__i{}__", "{}_")
 }
 _PACKAGE = str(Path(__file__).parent)
@@ -206,7 +224,7 @@ class Tracer(TorchDispatchMode):
                 traced,
                 args[0],
                 lambda value: self._again(func, value, args, kwargs),
-                put and (lambda base, value: put(*map(self.traced, (base, value)), *args[1:]).value),
+                put and (lambda base, value: self.value(put(*map(self.traced, (base, value)), *args[1:]))),
             )
         return traced
 
@@ -367,7 +385,7 @@ def trace(
         values,
         structure,
         tuple(cotangents),
-        tuple(None if gradient is None else gradient.value for gradient in gradients),
+        tuple(map(tracer.value, gradients)),
         assumptions,
     )
 
@@ -383,4 +401,3 @@ def _inputs(tensors: Sequence[Tensor], assumptions: Assumptions) -> tuple[Input,
                 seen[size] = assumptions.size(name, dimension, size)
         inputs.append(Input(name, [seen[size] for size in tensor.shape], tensor.dtype))
     return tuple(inputs)
-

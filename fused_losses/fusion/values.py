@@ -18,7 +18,7 @@ from .ir import Combine, Expression, Index, Size
 if TYPE_CHECKING:
     from .lowering import Lowering
 
-Extent = int | torch.SymInt
+Extent = Any  # int or torch.SymInt, whose arithmetic type checkers take for that of floats
 Digits = tuple[Extent, ...]
 
 
@@ -47,12 +47,15 @@ def same(x: Extent, y: Extent) -> bool:
     return isinstance(difference, int) and difference == 0
 
 
+ZERO = Size("const", 0)
+
+
 @dataclass(frozen=True)
 class Position:
     """Where along one digit an element is read: an affine function of axes, or a computed index."""
 
     terms: tuple[tuple[str, Size], ...] = ()
-    offset: Size = Size("const", 0)
+    offset: Size = ZERO
     computed: Expression | None = None
     guarded: bool = False  # whether it may lie outside
     affine: Any = field(default=None, compare=False)  # (coefficients, offset) as extents, for arithmetic
@@ -131,7 +134,9 @@ def refined(a: Digits, b: Digits) -> Digits | None:
     return None if left or right else tuple(common) or (1,)
 
 
-def regrouped(lowering: Lowering, positions: Sequence[Position], digits: Digits, wanted: Digits) -> tuple[Position, ...]:
+def regrouped(
+    lowering: Lowering, positions: Sequence[Position], digits: Digits, wanted: Digits
+) -> tuple[Position, ...]:
     """Positions along finer digits as positions along coarser ones."""
     if len(digits) == len(wanted):
         return tuple(positions)

@@ -136,6 +136,8 @@ CASES = {
     "broadcast": (lambda x, y: (x[:, :1] * y.mean(1, keepdim=True) + y.std()).exp().sum(), *PAIR),
     "scalars": (lambda x, y: x.sum() * y.mean(), torch.tensor(2.0), torch.tensor(3.0)),
 }
+
+
 def folded(x, y):
     return (x.unfold(1, 3, 2).prod(-1) * y[:, :3]).mean()
 

@@ -1,0 +1,91 @@
+"""Losses drawn at random: value and gradients agree with autograd's, in programs and, for a few, in kernels."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_lowering import check
+
+from fused_losses import fuse
+
+UNARY = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "square": torch.square,
+    "softplus": torch.nn.functional.softplus,
+    "abs": torch.abs,
+    "scaled": lambda x: 0.5 * x - 1,
+    "root": lambda x: (x * x + 1).sqrt(),
+    "relu": torch.relu,
+    "flip": lambda x: x.flip(-1),
+    "roll": lambda x: x.roll(1, 0),
+    "shift": lambda x: torch.nn.functional.pad(x[..., 1:], (1, 0), value=0.5),
+    "softmax": lambda x: x.softmax(-1),
+    "centred": lambda x: x - x.mean(0, keepdim=True),
+    "scaled by the largest": lambda x: x / (x.abs().amax(-1, keepdim=True) + 1),
+    "flat and back": lambda x: (x.reshape(-1) * 2).view(x.shape),
+    "swapped twice": lambda x: x.transpose(0, 1).exp().transpose(0, 1).clamp(max=3),
+    "halves": lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
+    "written": lambda x: x.clone().mul_(2),
+}
+BINARY = {
+    "add": torch.add,
+    "mul": torch.mul,
+    "sub": torch.sub,
+    "max": torch.maximum,
+    "where": lambda x, y: torch.where(x > y, x * 2, y),
+    "ratio": lambda x, y: x / (y * y + 1),
+    "row": lambda x, y: x * y.sum(-1, keepdim=True),
+    "column": lambda x, y: x + y[:1],
+}
+LAST = {
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "each": lambda x: x,
+    "rows": lambda x: x.logsumexp(-1).sum(),
+    "norm": lambda x: (x.square().sum((0, -1)) + 1).sqrt().mean(),
+}
+STEPS = st.lists(st.sampled_from([*UNARY, *BINARY]), min_size=1, max_size=6)
+SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
+
+
+def drawn(steps, last):
+    """The loss that applies the steps in turn; binary ones also read an earlier value."""
+
+    def loss(x, y):
+        values = [x, y]
+        for name in steps:
+            if name in UNARY:
+                values.append(UNARY[name](values[-1]))
+            else:
+                values.append(BINARY[name](values[-1], values[-2]))
+        return LAST[last](values[-1])
+
+    return loss
+
+
+def pair(shape):
+    generator = torch.Generator().manual_seed(len(shape))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(STEPS, st.sampled_from(list(LAST)), SHAPES)
+def test_programs(steps, last, shape):
+    x, y = pair(shape)
+    leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    influences = torch.autograd.grad(drawn(steps, last)(*leaves).sum(), leaves, allow_unused=True)
+    check(drawn(steps, last), x, y, wanted=tuple(i for i, g in enumerate(influences) if g is not None))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(STEPS, st.sampled_from(list(LAST)), SHAPES, SHAPES)
+def test_kernels(steps, last, shape, other):
+    plain = drawn(steps, last)
+    fused = fuse(plain, strict=True)
+    for sizes in (shape, other):
+        results = []
+        for loss in (plain, fused):
+            leaves = [t.requires_grad_() for t in pair(sizes)]
+            value = loss(*leaves)
+            results.append((value, torch.autograd.grad(value.square().sum(), leaves, allow_unused=True)))
+        torch.testing.assert_close(*results, equal_nan=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own
 
-import torch
 from tqdm import tqdm
 
 from fused_losses.specs import SPECS
 
 from .contenders import measure
+from .machine import machine, results_folder
 from .measure import import_overhead
 from .report import save
 from .targets import verdicts
@@ -35,25 +32,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def machine(device: str) -> dict[str, Any]:
-    return {
-        "name": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "threads": f"{torch.get_num_threads()} threads",
-        "torch": f"torch {torch.__version__}",
-        "python": f"Python {platform.python_version()}",
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def processor() -> str:
-    """The processor's own name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     arguments = parse_arguments()
     chosen = [
@@ -65,7 +43,7 @@ def main() -> None:
         and not (arguments.shape and bench.name not in arguments.shape)
     ]
     here, overhead = machine(arguments.device), import_overhead()
-    folder = arguments.output or Path("bench/results") / f"{here['name']}-{here['date']}".replace(" ", "-")
+    folder = arguments.output or results_folder(here)
     measurements = []
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")

@@ -31,20 +31,33 @@ def synchronize(device: str) -> None:
 def interleaved(
     steps: Mapping[str, Step], *, reset: Callable[[], None], device: str, seconds: float, least: int = 5
 ) -> dict[str, Timing]:
+    """Times steps in turn: see :func:`rounds`."""
+    taken = rounds(steps, reset=reset, device=device, seconds=seconds, least=least)
+    return {name: summary(times) for name, times in taken.items()}
+
+
+def rounds(
+    steps: Mapping[str, Step], *, reset: Callable[[], None], device: str, seconds: float, least: int = 5
+) -> dict[str, list[float]]:
     """Times steps in turn, round after round, so that a busy moment of the machine meets all of them.
 
     reset runs before each step and is not timed: what a step frees of the one before is not its cost.
     """
     taken: dict[str, list[float]] = {name: [] for name in steps}
+
+    def too_slow(times: list[float]) -> bool:
+        """For more than two rounds."""
+        return len(times) >= 2 and times[0] > seconds / 2
+
     for step in steps.values():
         reset()
         step()
     started = time.perf_counter()
-    while time.perf_counter() - started < seconds or len(next(iter(taken.values()))) < least:
+    while time.perf_counter() - started < seconds or any(len(t) < least and not too_slow(t) for t in taken.values()):
         for name, step in steps.items():
             times = taken[name]
-            if len(times) >= 2 and times[0] > seconds / 2:
-                continue  # too slow to be worth more rounds
+            if too_slow(times):
+                continue
             reset()
             inner = 1 if not times or times[0] > 1e-3 else 100
             synchronize(device)
@@ -53,7 +66,9 @@ def interleaved(
                 step()
             synchronize(device)
             times.append((time.perf_counter() - start) / inner)
-    return {name: summary(times[1:]) for name, times in taken.items()}
+        if all(map(too_slow, taken.values())):
+            break
+    return {name: times[1:] for name, times in taken.items()}
 
 
 def summary(times: list[float]) -> Timing:

@@ -1,0 +1,1 @@
+"""Measures `fuse` on the corpus of custom losses: `python -m bench.custom --help`."""

@@ -98,7 +98,7 @@ def picture(path: Path, machine: dict[str, Any], measurements: Sequence[Measurem
     axes.set_xscale("log")
     axes.set_xticks(ticks := [0.5, 1, 2, 4, 8, 16, 32], [f"{tick:g}x" for tick in ticks])
     axes.minorticks_off()
-    axes.margins(y=0.01)
+    axes.set_ylim(-0.7, len(ordered) - 0.3)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right")

@@ -210,7 +210,7 @@ LOSSES = (
     Entry(GeneralizedCrossEntropyLoss, logits_and_labels, DENSE, (16384, 1000)),
     Entry(SymmetricCrossEntropyLoss, logits_and_labels, ROWS, (16384, 1000)),
     Entry(AsymmetricLoss, logits_and_tags, ROWS, (16384, 1000)),
-    Entry(EvidentialClassificationLoss, logits_and_labels, ROWS, (16384, 1000)),
+    Entry(EvidentialClassificationLoss, logits_and_labels, ROWS, (16384, 1000), left_to_torch=("polygamma",)),
     Entry(MultiClassHingeLoss, logits_and_labels, ROWS, (16384, 1000)),
     Entry(squared_hinge_loss, scores_and_signs, VECTORS, (4096, 4096)),
 )

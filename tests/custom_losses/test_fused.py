@@ -1,0 +1,121 @@
+"""Every loss of the corpus, fused: as accurate as the plain one, wholly or partly as it says, at any size."""
+
+import copy
+
+import pytest
+import torch
+
+from fused_losses import fuse
+from fused_losses.testing import check_loss
+from fused_losses.testing.accuracy import compare
+
+from . import CORPUS
+from .counts import TweedieLoss
+from .quantile import QuantileLoss
+from .segmentation import DiceLoss
+from .similarity import CosineEmbeddingLoss
+
+# At most so much of a bench shape: several blocks, rows that no vector divides, more than one thread.
+LARGEST = {1: (50_021,), 2: (67, 611), 3: (5, 61, 131), 4: (3, 64, 37, 41)}
+CHECKS = [
+    "value",
+    "gradient",
+    "upstream",
+    "repeated_backward",
+    "double_backward",
+    "layouts",
+    "deterministic",
+    "unmutated",
+    "no_grad",
+    "copies",
+]
+
+
+def each(entries):
+    return pytest.mark.parametrize("entry", entries, ids=lambda entry: entry.name)
+
+
+def modules(kind):
+    return [entry for entry in CORPUS if isinstance(entry.loss, type) and kind(entry.build())]
+
+
+def of(*losses):
+    return [entry for entry in CORPUS if entry.loss in losses]
+
+
+def run(loss, sample, dtype):
+    """The value, with a graph from every floating tensor and parameter."""
+    moved = loss.to(dtype) if isinstance(loss, torch.nn.Module) else loss
+    return moved(*(t.requires_grad_(t.is_floating_point()) for t in sample.to(dtype).tensors))
+
+
+def compared(fused, plain, sample):
+    """The values of a fused loss, the plain one and the truth."""
+    return compare(
+        run(fused, sample, torch.float32),
+        run(plain, sample, torch.float32),
+        run(copy.deepcopy(plain), sample, torch.float64),
+    )
+
+
+@each(CORPUS)
+def test_equals_the_plain_loss(entry):
+    sample = entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)])))
+    plain = entry.build()
+    check_loss(fuse(plain, strict=True), plain, [sample], dtypes=[torch.float32], checks=CHECKS)
+
+
+@each(CORPUS)
+def test_small_shapes_and_other_dtypes(entry):
+    """Each loss meets another shape in another dtype."""
+    dtypes = [dtype for dtype in entry.dtypes if dtype is not torch.float32]
+    dtype = dtypes[CORPUS.index(entry) % len(dtypes)]
+    plain = entry.build()
+    check_loss(fuse(plain, strict=True), plain, entry.samples()[-1:], dtypes=[dtype], checks=["value", "gradient"])
+
+
+@each(CORPUS)
+def test_what_is_left_to_torch(entry):
+    loss = fuse(entry.build(), strict=True)
+    run(loss, entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)]))), torch.float32).sum().backward()
+    explanation = loss.explain()
+    assert explanation.reason is None
+    left = {name for name in entry.left_to_torch if any(name in extern for extern in explanation.externs)}
+    assert left == set(entry.left_to_torch) and bool(left) == bool(explanation.externs), str(explanation)
+
+
+@each(modules(lambda loss: any(True for _ in loss.parameters())))
+def test_parameters_learn(entry):
+    """A loss's own parameters get gradients as accurate as the plain loss's."""
+    sample = entry.samples()[-1]
+    losses = [fuse(entry.build(), strict=True), entry.build(), entry.build()]
+    for loss, dtype in zip(losses, (torch.float32, torch.float32, torch.float64)):
+        run(loss, sample, dtype).backward()
+    for parameters in zip(*(loss.parameters() for loss in losses)):
+        comparison = compare(*(parameter.grad for parameter in parameters))
+        assert comparison.ok, comparison
+
+
+@each(modules(lambda loss: any(isinstance(value, float) for value in vars(loss).values())))
+def test_hyper_parameters_take_effect(entry):
+    """The numbers that are attributes may change between two calls."""
+    fused, plain, sample = fuse(entry.build(), strict=True), entry.build(), entry.samples()[-1]
+    with torch.no_grad():
+        before = run(fused, sample, torch.float32)
+        names = [name for name, value in vars(plain).items() if isinstance(value, float)]
+        for k, name in enumerate(names):
+            changed = getattr(plain, name) * 1.0625 + (8 + k) / 128  # more than rounding even of an eps
+            setattr(plain, name, changed)
+            setattr(fused, name, changed)
+            assert getattr(fused, name) == changed
+        comparison = compared(fused, plain, sample)
+        assert comparison.ok and not torch.equal(run(fused, sample, torch.float32), before), comparison
+
+
+@each(of(QuantileLoss, TweedieLoss, DiceLoss, CosineEmbeddingLoss))
+def test_reduction_is_read_at_each_call(entry):
+    fused, plain, sample = fuse(entry.build(), strict=True), entry.build(), entry.samples()[-1]
+    for reduction in ("mean", "none", "sum"):
+        fused.reduction = plain.reduction = reduction
+        comparison = compared(fused, plain, sample)
+        assert comparison.ok, (reduction, comparison)

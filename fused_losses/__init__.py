@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.util as _util
 import sys as _sys
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:
+    from .fusion import fuse as fuse
 
 
 def _import_source_folder(name: str) -> None:

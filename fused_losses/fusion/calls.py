@@ -67,10 +67,10 @@ class Call:
             self.fixed += (kind, frozen(argument))
 
     def pattern(self) -> Any:
-        """The key without sizes: ranks, which sizes are equal, and which are 0 or 1."""
+        """The key without sizes and gradients: ranks, which sizes are equal, and which are 0 or 1."""
         seen = {0: 0, 1: 1}
         sizes = tuple(tuple(seen.setdefault(size, len(seen)) for size in t.shape) for t in self.tensors)
-        return (*self.fixed, *self.requires_grad, *(t.dtype for t in self.tensors), sizes)
+        return (*self.fixed, *(t.dtype for t in self.tensors), sizes)
 
     def template(self) -> tuple[Any, Any]:
         """The arguments with markers for tensors and numbers."""

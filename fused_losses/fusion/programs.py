@@ -76,16 +76,18 @@ class Programs:
 
     def _find_by_pattern(self, call: Call, forward: Any) -> Served | Refusal:
         pattern = call.pattern()
-        if pattern in self._refusals:
-            return self._refusals[pattern]
+        needed = (pattern, *call.requires_grad)
+        refusal = self._refusals.get(needed)
+        if refusal is not None:
+            return refusal
         known = self._patterns.setdefault(pattern, [])
         for served in known:
-            if served.serves(call.tensors, call.numbers):
+            if served.serves(call):
                 break
         else:
             served = self._built(call, forward, len(known))
             if isinstance(served, Refusal):
-                self._refusals[pattern] = served
+                self._refusals[needed] = served
                 return served
             known.append(served)
         if len(self._exact) >= MOST_SHAPES:

@@ -73,9 +73,12 @@ class Served:
             ]
         self.has_externs = any(isinstance(step, Extern) for program in programs for step in program.steps)
 
-    def serves(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> bool:
-        """Whether every comparison that the trace relied on comes out the same."""
-        shapes, parameters = self._shapes(tensors), self._parameters(numbers)
+    def serves(self, call: Call) -> bool:
+        """Whether the gradients are the same or none, and every comparison that the trace relied on, too."""
+        needed = tuple(call.requires_grad)
+        if needed != self.requires_grad and (any(needed) or self.state.asks_for_gradients):
+            return False
+        shapes, parameters = self._shapes(call.tensors), self._parameters(call.numbers)
         return all(guard.holds(shapes, parameters) for guard in self.guards)
 
     def serves_numbers(self, numbers: Sequence[float]) -> bool:

@@ -46,7 +46,9 @@ class State:
             functions += _methods(type(module))
         around = _around(functions)
         # A number that is looked at closely cannot be left open.
-        self.open_numbers = not any({"isinstance", "type"} & set(code.co_names) for code in around.codes)
+        names = {name for code in around.codes for name in code.co_names}
+        self.open_numbers = not {"isinstance", "type"} & names
+        self.asks_for_gradients = bool({"requires_grad", "is_grad_enabled", "is_inference_mode_enabled"} & names)
         self.slots = [slot for module in self.modules for slot in _slots(module)] + around.slots
         self._dictionaries = [d for module in self.modules for d in _dictionaries(module)]
         self._lengths = [len(d) for d in self._dictionaries]

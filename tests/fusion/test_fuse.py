@@ -126,7 +126,15 @@ def test_patterns():
         assert built(loss) == 4
     loss(pair(5, 7)[0].requires_grad_(), pair(5, 7)[1])
     assert built(loss) == 5
+    with torch.no_grad():
+        loss(*pair(11, 7))
+    assert built(loss) == 5
     assert loss(torch.zeros(0, 3), torch.zeros(0, 3)).isnan()
+
+
+def test_a_loss_that_asks_for_gradients():
+    loss, x = fuse(lambda x: x.sum() * (2 if x.requires_grad else 1), strict=True), torch.ones(3)
+    assert loss(x.requires_grad_()).item() == 6 and loss(x.detach()).item() == 3
 
 
 def test_code_that_depends_on_sizes_and_numbers():

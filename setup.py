@@ -191,11 +191,17 @@ def main() -> None:
             "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
         }
     packages = find_packages(include=["fused_losses", "fused_losses.*"])
-    if (ROOT / "triton_kernels").is_dir():
+    data = {"fused_losses": ["py.typed", "_build_log.json"]}
+    folders = {
         # Triton's own project ships an importable `triton_kernels`; ours is installed inside our package.
-        packages.append("fused_losses.triton_kernels")
-        arguments["package_dir"] = {"fused_losses.triton_kernels": "triton_kernels"}
-    setup(packages=packages, package_data={"fused_losses": ["py.typed", "_build_log.json"]}, **arguments)
+        "fused_losses.triton_kernels": "triton_kernels",
+        "fused_losses._csrc": "csrc",  # of which the kernels that `fuse` generates include the headers
+    }
+    if all((ROOT / folder).is_dir() for folder in folders.values()):
+        packages += folders
+        arguments["package_dir"] = folders
+        data["fused_losses._csrc"] = ["common/*.h", "fusion/*.h"]
+    setup(packages=packages, package_data=data, **arguments)
 
 
 main()

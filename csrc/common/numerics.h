@@ -39,7 +39,7 @@ FL_INLINE To bits(From from) {
   return to;
 }
 
-// a * b + c, rounded once where the processor can: whether the compiler contracts expressions does not matter then.
+// a * b + c, rounded once where the processor can, whether or not the compiler contracts expressions.
 #ifdef __FMA__
 FL_INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FL_INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }

@@ -1,5 +1,5 @@
-// Elementwise operations of fused losses, named as torch names them; what torch gives for NaN and infinity, they give.
-// Included like common/numerics.h, after wide.h.
+// Elementwise operations of fused losses, named as torch names them; what torch gives for NaN and infinity,
+// they give. Included like common/numerics.h, after wide.h.
 
 struct bfloat16 {
   uint16_t pattern;
@@ -176,16 +176,22 @@ inline double digamma_(double x) {
 
 // Giles' approximation, then two Newton steps on erf.
 inline double erfinv_(double y) {
-  if (!(abs_(y) < 1)) return abs_(y) == 1 ? y * std::numeric_limits<double>::infinity() : std::numeric_limits<double>::quiet_NaN();
+  if (!(abs_(y) < 1))
+    return abs_(y) == 1 ? y * std::numeric_limits<double>::infinity()
+                        : std::numeric_limits<double>::quiet_NaN();
   double w = -std::log((1 - y) * (1 + y)), x;
   if (w < 5) {
     w -= 2.5;
     x = 2.81022636e-08;
-    for (const double c : {3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164, 0.246640727, 1.50140941}) x = c + x * w;
+    for (const double c : {3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
+                           -0.00417768164, 0.246640727, 1.50140941})
+      x = c + x * w;
   } else {
     w = std::sqrt(w) - 3;
     x = -0.000200214257;
-    for (const double c : {0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047, 1.00167406, 2.83297682}) x = c + x * w;
+    for (const double c : {0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
+                           0.00943887047, 1.00167406, 2.83297682})
+      x = c + x * w;
   }
   x *= y;
   for (int step = 0; step < 2; ++step) x -= (std::erf(x) - y) / (1.12837916709551257390 * std::exp(-x * x));
@@ -195,15 +201,15 @@ FL_INLINE float erfinv_(float x) { return static_cast<float>(erfinv_(static_cast
 
 // The same for one element of a row or of everything: inlined, they would only make builds longer.
 namespace apart {
-#define FL_ONE(name)             \
-  template <class A>             \
-  FL_APART auto name##_(A x) {   \
-    return ::name##_(x);         \
+#define FL_ONE(name)           \
+  template <class A>           \
+  FL_APART auto name##_(A x) { \
+    return ::name##_(x);       \
   }
-#define FL_TWO(name)               \
-  template <class A>               \
+#define FL_TWO(name)                \
+  template <class A>                \
   FL_APART auto name##_(A x, A y) { \
-    return ::name##_(x, y);        \
+    return ::name##_(x, y);         \
   }
 FL_ONE(exp)
 FL_ONE(exp2)

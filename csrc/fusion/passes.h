@@ -1,5 +1,6 @@
-// What the source of a fused loss is made of: lanes along collapsed axes, blocks of them, and what reduces blocks.
-// Only a generated source includes this, compiled for one instruction set; everything in it stays inside.
+// What the source of a fused loss is made of: lanes along collapsed axes, blocks of them, and what reduces
+// blocks. Only a generated source includes this, compiled for one instruction set; everything in it stays
+// inside.
 #pragma once
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -25,8 +26,8 @@ namespace {
 #include "reductions.h"
 
 constexpr int kMaxRank = 16;
-constexpr int64_t kBlock = 1024;               // lanes that are computed together
-constexpr int64_t kTask = 64 * kBlock;         // elements of a task: fixed, so that no result depends on the threads
+constexpr int64_t kBlock = 1024;        // lanes that are computed together
+constexpr int64_t kTask = 64 * kBlock;  // elements of a task: fixed, so that no result depends on the threads
 constexpr int64_t kStreamed = 32 << 20;  // bytes of an output that is written past the caches
 constexpr int64_t kShortRow = 32;        // elements below which a row is too short for lanes of its own
 
@@ -195,8 +196,9 @@ struct Guard {
 
 // Lanes of a tensor that may lie outside, where they are 0.
 template <class T, class A>
-FL_APART const A* guarded_block(const T* data, const Steps& steps, int64_t base, std::initializer_list<Guard> guards,
-                                int64_t position, int64_t n, A* scratch) {
+FL_APART const A* guarded_block(const T* data, const Steps& steps, int64_t base,
+                                std::initializer_list<Guard> guards, int64_t position, int64_t n,
+                                A* scratch) {
   int64_t offsets[kBlock], index[kBlock];
   bool inside[kBlock];
   steps.block(steps.seek(position), n, base, offsets);
@@ -270,7 +272,8 @@ class Output : public Steps {
   template <class A>
   static void stream(const A* values, int64_t n, T* to) {
     if constexpr (std::is_same_v<T, A>) {
-      stream_bytes(reinterpret_cast<const char*>(values), n * static_cast<int64_t>(sizeof(T)), reinterpret_cast<char*>(to));
+      stream_bytes(reinterpret_cast<const char*>(values), n * static_cast<int64_t>(sizeof(T)),
+                   reinterpret_cast<char*>(to));
     } else {
       alignas(64) T narrowed[kBlock];
       FL_ELEMENTWISE
@@ -286,8 +289,8 @@ class Output : public Steps {
 // Elements of a task, of which there are few where each has many results to be joined.
 inline int64_t task_size(int64_t results) { return most(kTask, 32 * results); }
 
-// How a kernel is cut into tasks: each has a piece of the other outer axes for one point of the batch, or all of them for
-// several points.
+// How a kernel is cut into tasks: each has a piece of the other outer axes for one point of the batch, or all
+// of them for several points.
 struct Parts {
   int64_t batch, rest, width, chunk, pieces, group, tasks;
 

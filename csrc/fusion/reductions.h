@@ -1,5 +1,5 @@
-// What reduces: each has the type it accumulates in, where it starts, how two results join, and how a block is reduced.
-// Included like common/numerics.h, after functions.h.
+// What reduces: each has the type it accumulates in, where it starts, how two results join, and how a block
+// is reduced. Included like common/numerics.h, after functions.h.
 
 // Partial results side by side: they vectorise, and keep the rounding of a block small.
 constexpr int64_t kLanes = 64;

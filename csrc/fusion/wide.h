@@ -1,5 +1,6 @@
-// Functions of float that are computed in double: polynomials short enough for float, of which no step then loses
-// anything. They vectorise, which those of the standard library do not. Included like common/numerics.h, after it.
+// Functions of float that are computed in double: polynomials short enough for float, of which no step then
+// loses anything. They vectorise, which those of the standard library do not. Included like
+// common/numerics.h, after it.
 
 // first + z * (second + z * (...))
 template <class... Rest>
@@ -11,13 +12,15 @@ FL_INLINE double polynomial(double z, double first, Rest... rest) {
   }
 }
 
-// 2 atanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)). The exponent becomes a number by the trick of exp_.
+// 2 atanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)). The exponent becomes a number by the trick of
+// exp_.
 FL_INLINE double log_wide(double x) {
   const uint64_t u = bits<uint64_t>(x), shifted = u - 0x3fe6a09e667f3bcdull + 0x3ff0000000000000ull;
   const double exponent = bits<double>((shifted >> 52) | 0x4330000000000000ull) - 4503599627371519.0;
   const double m = bits<double>((shifted & 0x000fffffffffffffull) + 0x3fe6a09e667f3bcdull);
   const double s = (m - 1) / (m + 1), z = s * s;
-  const double series = polynomial(z, 2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17);
+  const double series =
+      polynomial(z, 2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17);
   const double infinity = std::numeric_limits<double>::infinity();
   double result = fma_(exponent, 0.693147180559945309, s * series);
   result = x == infinity ? infinity : result;
@@ -25,19 +28,22 @@ FL_INLINE double log_wide(double x) {
   return x >= 0 ? result : std::numeric_limits<double>::quiet_NaN();
 }
 
-// To about 1e-11, within the range of float; beyond it 0 or infinity once it is rounded to one. NaN stays NaN.
+// To about 1e-11, within the range of float; beyond it 0 or infinity once it is rounded to one. NaN stays
+// NaN.
 FL_INLINE double exp_wide(double x) {
   const double magic = 6755399441055744.0;  // 1.5 * 2^52
   x = x < -200 ? -200 : x;
   x = x > 200 ? 200 : x;
   const double shifted = x * 1.44269504088896341 + magic, whole = shifted - magic;
   const double r = fma_(-whole, 0.693147180559945309, x);
-  const double p = polynomial(
-      r, 1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880);
+  const double p = polynomial(r, 1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040,
+                              1.0 / 40320, 1.0 / 362880);
   return p * bits<double>((bits<uint64_t>(shifted) + 1023) << 52);
 }
 
-FL_INLINE float exp2_(float x) { return static_cast<float>(exp_wide(static_cast<double>(x) * 0.693147180559945309)); }
+FL_INLINE float exp2_(float x) {
+  return static_cast<float>(exp_wide(static_cast<double>(x) * 0.693147180559945309));
+}
 FL_INLINE float log2_(float x) {
   return static_cast<float>(log_wide(static_cast<double>(x)) * 1.44269504088896341);
 }
@@ -51,7 +57,9 @@ FL_INLINE float pow_(float x, float y) {
   const bool is_whole = __builtin_truncf(y) == y;
   const bool is_odd = is_whole && __builtin_truncf(y * 0.5f) != y * 0.5f;
   float result = static_cast<float>(size);
-  result = x < 0 && !is_whole && x >= std::numeric_limits<float>::lowest() ? std::numeric_limits<float>::quiet_NaN() : result;
+  result = x < 0 && !is_whole && x >= std::numeric_limits<float>::lowest()
+               ? std::numeric_limits<float>::quiet_NaN()
+               : result;
   result = is_odd ? __builtin_copysignf(result, x) : result;
   const bool is_one = y == 0 || x == 1 || (x == -1 && abs_(y) == std::numeric_limits<float>::infinity());
   return is_one ? 1.f : result;
@@ -82,8 +90,8 @@ FL_INLINE float atanh_(float x) {
   return static_cast<float>(abs_(wide) < 1e-3 ? wide + wide * wide * wide / 3 : far);
 }
 
-// How far x is from a multiple of pi / 2, and which one: the first two of its three parts are short enough for exact
-// products. Beyond 2^50 every float is called a multiple.
+// How far x is from a multiple of pi / 2, and which one: the first two of its three parts are short enough
+// for exact products. Beyond 2^50 every float is called a multiple.
 struct Quadrant {
   double r;
   int64_t number;
@@ -91,7 +99,8 @@ struct Quadrant {
 FL_INLINE Quadrant quadrant(double x) {
   const double magic = 6755399441055744.0;
   const double shifted = x * 0.636619772367581343 + magic, whole = shifted - magic;
-  const double first = fma_(-whole, 1.57079632673412561417, x), second = fma_(-whole, 6.07710050630396597660e-11, first);
+  const double first = fma_(-whole, 1.57079632673412561417, x),
+               second = fma_(-whole, 6.07710050630396597660e-11, first);
   const double r = fma_(-whole, 2.02226624879595063154e-21, second);
   return {abs_(x) < 1125899906842624.0 ? r : x - x, bits<int64_t>(shifted)};
 }
@@ -124,8 +133,8 @@ FL_INLINE double atan_wide(double x) {
   const double size = abs_(x), t = size > 1 ? 1 / size : size;
   const double near =
       t * polynomial(t * t, 0.9999999999412197, -0.33333331570795316, 0.199999120348656, -0.14283980502804752,
-                             0.11093239216609235, -0.08980229584658192, 0.07245690614367263, -0.054278588884535274,
-                             0.03420898396605532, -0.01611121354155708, 0.004850736203092524, -0.0006847564087992887);
+                     0.11093239216609235, -0.08980229584658192, 0.07245690614367263, -0.054278588884535274,
+                     0.03420898396605532, -0.01611121354155708, 0.004850736203092524, -0.0006847564087992887);
   return __builtin_copysign(size > 1 ? 1.57079632679489662 - near : near, x);
 }
 FL_INLINE float atan_(float x) { return static_cast<float>(atan_wide(static_cast<double>(x))); }
@@ -141,9 +150,9 @@ FL_INLINE double asin_wide(double x) {
   const double size = abs_(x);
   const double z = size > 0.5 ? 0.5 * (1 - size) : size * size;
   const double root = size > 0.5 ? sqrt_(z) : size;
-  const double near =
-      root * polynomial(z, 0.9999999999849042, 0.16666667421591044, 0.07499938203908041, 0.044662034380746785,
-                            0.030092222553238866, 0.024711464784287325, 0.007224055260004716, 0.034951294444583836);
+  const double near = root * polynomial(z, 0.9999999999849042, 0.16666667421591044, 0.07499938203908041,
+                                        0.044662034380746785, 0.030092222553238866, 0.024711464784287325,
+                                        0.007224055260004716, 0.034951294444583836);
   return __builtin_copysign(size > 0.5 ? 1.57079632679489662 - 2 * near : near, x);
 }
 FL_INLINE float asin_(float x) { return static_cast<float>(asin_wide(static_cast<double>(x))); }
@@ -163,18 +172,19 @@ FL_INLINE float hypot_(float x, float y) {
 // erfc(x) = t P(t) exp(-x^2) with t = 2 / (2 + x), for x >= 0.
 FL_INLINE double erfc_far(double x) {
   const double t = 2 / (2 + x);
-  const double p = polynomial(
-      t, 0.28209431260501844, 0.2821133494475497, 0.24650792673700564, 0.17972037692718895, 0.05978990189895144,
-          0.11457275823577986, -0.4866986759461531, 1.0897691915268541, -2.231609450047112, 3.162203738550451,
-          -2.9138905792687835, 1.750014792327938, -0.6682940249811616, 0.14832369923934854, -0.014617317249177109);
+  const double p =
+      polynomial(t, 0.28209431260501844, 0.2821133494475497, 0.24650792673700564, 0.17972037692718895,
+                 0.05978990189895144, 0.11457275823577986, -0.4866986759461531, 1.0897691915268541,
+                 -2.231609450047112, 3.162203738550451, -2.9138905792687835, 1.750014792327938,
+                 -0.6682940249811616, 0.14832369923934854, -0.014617317249177109);
   return t * p * exp_wide(-x * x);
 }
 FL_INLINE float erf_(float x) {
   const double wide = static_cast<double>(x), size = abs_(wide);
   const double near =
-      wide * polynomial(wide * wide, 1.128379167058022, -0.3761263843463519, 0.1128378197386832, -0.026865400028267393,
-                                      0.005220945393857618, -0.0008482828282991926, 0.0001125694388359996,
-                                      -9.641504760508386e-06);
+      wide * polynomial(wide * wide, 1.128379167058022, -0.3761263843463519, 0.1128378197386832,
+                        -0.026865400028267393, 0.005220945393857618, -0.0008482828282991926,
+                        0.0001125694388359996, -9.641504760508386e-06);
   return static_cast<float>(size < 1 ? near : __builtin_copysign(1 - erfc_far(size), wide));
 }
 FL_INLINE float erfc_(float x) {
@@ -197,7 +207,8 @@ FL_INLINE float lgamma_(float value) {
   const double half_turns = x * 2 + 6755399441055744.0;  // an integer number of half turns
   const double sine = abs_(sin_near((x - 0.5 * (half_turns - 6755399441055744.0)) * 3.14159265358979324));
   const double cosine = cos_near((x - 0.5 * (half_turns - 6755399441055744.0)) * 3.14159265358979324);
-  const double reflected = 1.14472988584940017 - log_wide((bits<int64_t>(half_turns) & 1) != 0 ? cosine : sine);
+  const double reflected =
+      1.14472988584940017 - log_wide((bits<int64_t>(half_turns) & 1) != 0 ? cosine : sine);
   result = x < 0.5 ? reflected - result : result;
   const double infinity = std::numeric_limits<double>::infinity();
   result = x == 1 || x == 2 ? 0 : result;
@@ -209,10 +220,12 @@ FL_INLINE float digamma_(float value) {
 #pragma GCC unroll 8
   for (int k = 1; k < 8; ++k) above = above * (y + k) + below, below = below * (y + k);
   const double far = y < 8 ? y + 8 : y, z = 1 / (far * far);
-  const double series = z * polynomial(z, 1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760);
+  const double series =
+      z * polynomial(z, 1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760);
   double result = log_wide(far) - 0.5 / far - series - (y < 8 ? above / below : 0.0);
   const double whole = (x + 6755399441055744.0) - 6755399441055744.0;
-  const double s = sin_wide((x - whole) * 3.14159265358979324), c = cos_wide((x - whole) * 3.14159265358979324);
+  const double s = sin_wide((x - whole) * 3.14159265358979324),
+               c = cos_wide((x - whole) * 3.14159265358979324);
   result = x < 0.5 ? result - 3.14159265358979324 * c / s : result;
   const bool is_pole = x < 0 && x == whole;
   result = is_pole ? std::numeric_limits<double>::quiet_NaN() : result;

@@ -195,12 +195,14 @@ def main() -> None:
     folders = {
         # Triton's own project ships an importable `triton_kernels`; ours is installed inside our package.
         "fused_losses.triton_kernels": "triton_kernels",
-        "fused_losses._csrc": "csrc",  # of which the kernels that `fuse` generates include the headers
+        # The kernels that `fuse` generates include these.
+        "fused_losses._csrc.common": "csrc/common",
+        "fused_losses._csrc.fusion": "csrc/fusion",
     }
     if all((ROOT / folder).is_dir() for folder in folders.values()):
         packages += folders
         arguments["package_dir"] = folders
-        data["fused_losses._csrc"] = ["common/*.h", "fusion/*.h"]
+        data |= dict.fromkeys(folders, ["*.h"])
     setup(packages=packages, package_data=data, **arguments)
 
 

@@ -202,7 +202,7 @@ def main() -> None:
     if all((ROOT / folder).is_dir() for folder in folders.values()):
         packages += folders
         arguments["package_dir"] = folders
-        data |= dict.fromkeys(folders, ["*.h"])
+        data |= {name: ["*.h"] for name in folders}
     setup(packages=packages, package_data=data, **arguments)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .expressions import identifier, size_of
-from .ir import Buffer, Extern, Index, Program, Read, Size, Stage
+from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass, inner_size
-from .schedule import Kernel, memory_order, nodes, reads, schedule
+from .schedule import Kernel, loads, memory_order, nodes, reads, schedule
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _function(
         passes.append(lines)
         calls += call
     arguments = _arguments(operands, made, memory, program.parameters)
-    unpacked = _unpacked(operands, results, made, memory, program.parameters)
+    unpacked = [*_unpacked(operands, results, made, memory, program.parameters), *_unread(stages, operands, memory)]
     body = [
         f'extern "C" __attribute__((visibility("default"))) int32_t {name}(void* const* data, const int64_t* layout, '
         "const double* parameters, ParallelFor parallel_for) {",
@@ -183,6 +183,28 @@ def _unpacked(
             count = " * ".join(size_of(size) for size in made[name].sizes) or "1"
             lines.append(f"const Memory<{memory.stored_type(name)}> memory_{identifier(name)}({count});")
             lines.append(f"a.data_{identifier(name)} = memory_{identifier(name)};")
+    return lines
+
+
+def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) -> list[str]:
+    """An empty tensor that is read at computed indices: none is in range, and the 0 read in its place must exist."""
+    followed = {
+        load["buffer"]
+        for stage in stages
+        for load in loads(stage)
+        if any(isinstance(index, Expression) for index in load["index"])
+    }
+    lines = []
+    for name in operands:
+        if name in followed:
+            tensor, dimensions = identifier(name), range(len(memory.buffers[name].sizes))
+            lines += [
+                f"if ({' * '.join(f'a.size_{tensor}_{d}' for d in dimensions)} == 0) {{",
+                f"static const {memory.stored_type(name)} nothing{{}};",
+                f"a.data_{tensor} = &nothing;",
+                *(f"a.stride_{tensor}_{d} = 0;" for d in dimensions),
+                "}",
+            ]
     return lines
 
 

@@ -332,18 +332,19 @@ class Nest:
             self.arrays[self.viewed[key]] = block
         return self.viewed[key]
 
-    def _guards(self, node: Expression) -> list[tuple[Index, str]]:
+    def _guards(self, node: Expression) -> list[tuple[Index | Expression, str]]:
         """The dimensions whose index may lie outside, each with its size."""
         extents = {axis.name: axis.extent for axis in self.of.kernel.outer + self.loop.inner}
-        result = []
+        result: list[tuple[Index | Expression, str]] = []
         for index, size in zip(node["index"], self.memory.buffers[node["buffer"]].sizes):
-            if isinstance(index, Index) and extents.get(plain_axis(index) or "") != size:
+            if isinstance(index, Expression) or extents.get(plain_axis(index) or "") != size:
                 result.append((index, size_of(size)))
         return result
 
     def _guarded(self, node: Expression, kind: str, data: str, origin: str, by_axis: Mapping[str, str]) -> str:
         guards = []
         for index, size in self._guards(node):
+            assert isinstance(index, Index)  # those that are computed are followed
             lanes = {axis: _factor(factor) for axis, factor in index.terms if axis in self.lane_names}
             base = total([(axis, _factor(factor)) for axis, factor in index.terms if axis not in self.lane_names])
             steps = self.of.name("steps")
@@ -367,7 +368,7 @@ class Nest:
         origin: str,
         by_axis: Mapping[str, str],
         followed: Sequence[tuple[str, str]],
-        guards: Sequence[tuple[Index, str]],
+        guards: Sequence[tuple[Index | Expression, str]],
     ) -> str:
         """An element whose place is computed, or that is at one place for all lanes and may lie outside."""
         varies = bool(by_axis) or any(index in self.varies for index, _ in followed)
@@ -376,9 +377,12 @@ class Nest:
             place = f"{self._offsets(by_axis, origin)}[i] + {total(followed)}"
         conditions = []
         for index, size in guards:
-            text, lane = self._position(index)
-            at = self._assign("int64_t", text, lane)
-            varies |= lane
+            if isinstance(index, Expression):
+                at = self.values[id(index)]
+            else:
+                text, lane = self._position(index)
+                at = self._assign("int64_t", text, lane)
+                varies |= lane
             conditions.append(f"{at} >= 0 && {at} < {size}")
         text = f"widen({data}[{place}])"
         if conditions:

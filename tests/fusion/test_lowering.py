@@ -42,6 +42,11 @@ def reshaped(x, y):
     return flat.abs().sum(1).mean() + (x.view(-1) * y.reshape(-1)).mean()
 
 
+def flat(x, y):
+    places = torch.arange(x.numel())
+    return (x.flatten() * places.cos()).sum() + (places.view(x.shape) * y).mean()
+
+
 def split(x, y):
     mean, spread = x.chunk(2, -1)
     return -0.5 * (1 + spread - mean * mean - spread.exp()).sum(-1).mean() + y.view(y.size(0), 1, -1).amax(2).sum()
@@ -124,6 +129,7 @@ CASES = {
     "kl": (lambda x, y: F.kl_div(x.log_softmax(1), y.softmax(1), reduction="batchmean"), *PAIR),
     "cosine": (lambda x, y: 1 - F.cosine_similarity(x, y).mean(), *PAIR),
     "reshaped": (reshaped, torch.randn(3, 4, 5), torch.randn(3, 4, 5)),
+    "flat": (flat, *PAIR),
     "split": (split, torch.randn(4, 12), torch.randn(2, 3)),
     "dice": (dice, torch.randn(2, 5, 3, 4), torch.arange(24).view(2, 3, 4) % 5),
     "differences": (differences, IMAGE),

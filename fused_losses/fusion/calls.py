@@ -64,7 +64,7 @@ class Call:
                 self.fixed.append(name)
                 self._take(item)
         else:
-            self.fixed += (kind, frozen(argument))
+            self.fixed.append(frozen(argument))
 
     def pattern(self) -> Any:
         """The key without sizes and gradients: ranks, which sizes are equal, and which are 0 or 1."""

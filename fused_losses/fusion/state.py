@@ -71,7 +71,7 @@ class State:
                 reading.numbers.append(value)
                 reading.fixed.append(float)
             else:
-                reading.fixed.extend((type(value), frozen(value)))
+                reading.fixed.append(frozen(value))
         return reading
 
     def replaced(self, tensors: Sequence[Any], numbers: Sequence[Any]) -> Replaced:
@@ -217,8 +217,10 @@ def frozen(value: Any, depth: int = 0) -> Any:
         CannotFuse: for what may change without its being seen.
     """
     kind = type(value)
-    if kind in SIMPLE or kind is float:
-        return value
+    if kind is float:
+        return kind, repr(value)  # NaN is itself, and 0.0 is not -0.0
+    if kind in SIMPLE:
+        return kind, value  # 1 is not True
     if depth > 6:
         raise CannotFuse("it reads an object that is nested too deeply to notice when it changes")
     if isinstance(value, (list, tuple)):

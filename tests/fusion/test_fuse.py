@@ -112,6 +112,24 @@ def test_an_attribute_may_change_its_kind():
     torch.testing.assert_close(fused(*x), expected)
 
 
+class Multiple(nn.Module):
+    options = None
+
+    def forward(self, x):
+        return x.sum() * (3 if self.options[0] is True else self.options[0])
+
+
+def test_equal_values_of_other_kinds():
+    loss, x = fuse(Multiple(), strict=True), torch.ones(2)
+    for option, expected in ((1, 2.0), (True, 6.0), (1.0, 2.0), (float("nan"), float("nan"))):
+        loss.options = [option]
+        torch.testing.assert_close(loss(x), torch.tensor(expected), equal_nan=True)
+    before = built(loss)
+    loss.options = [float("nan")]
+    loss(x)
+    assert built(loss) == before
+
+
 def test_patterns():
     """Sizes are open; ranks, dtypes, what requires grad, and sizes that are 1 or equal are not."""
     loss = fuse(lambda x, y: (x - y).square().mean(), strict=True)

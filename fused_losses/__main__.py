@@ -1,14 +1,16 @@
-"""Command line: what runs on this machine, whether it is right, and the table of losses."""
+"""Command line: what runs on this machine, whether it is right, the table of losses, and a start for a new one."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import template
 from .backends import backend_report, choice
 from .specs import SPECS, LossSpec
 from .testing import check_loss
@@ -24,6 +26,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     check = commands.add_parser("check", help="compare every loss with its reference on this machine's devices")
     check.add_argument("--loss", nargs="+", choices=[spec.name for spec in SPECS], help="only these losses")
     check.add_argument("--backend", nargs="+", choices=choice.BACKENDS[1:], help="only these backends")
+    new = commands.add_parser("new", help="write a loss of your own and its test, to start from")
+    new.add_argument("name", help="of its module, as in my_loss; the class is then MyLoss")
+    new.add_argument("--folder", type=Path, default=Path("."), help="where to write (default: here)")
     return parser.parse_args(arguments)
 
 
@@ -88,10 +93,23 @@ def check(losses: list[str] | None, backends: list[str] | None) -> bool:
     return ok
 
 
+def write_new(name: str, folder: Path) -> int:
+    """Writes a loss and its test, and says how to go on."""
+    try:
+        loss, test = template.write(name, folder)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{loss}: a loss in plain torch, to be changed\n{test}: run `python -m pytest {test}`")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     if parsed.command == "check":
         return 0 if check(parsed.loss, parsed.backend) else 1
+    if parsed.command == "new":
+        return write_new(parsed.name, parsed.folder)
     if parsed.command == "table":
         print(table())
     else:

@@ -1,5 +1,7 @@
 """`python -m fused_losses`: the report, the check and the table that the README shows."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,19 @@ def test_unknown_loss_is_refused(capsys):
 
 def test_the_table_in_the_readme_is_current():
     assert command_line.table() in README.read_text()
+
+
+def test_a_new_loss_passes_its_test(tmp_path, capsys):
+    assert command_line.main(["new", "my_loss", "--folder", str(tmp_path)]) == 0
+    assert "class MyLoss(nn.Module)" in (tmp_path / "my_loss.py").read_text()
+    test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_loss.py"]
+    passed = subprocess.run(test, cwd=tmp_path, capture_output=True, text=True)
+    assert passed.returncode == 0 and "4 passed" in passed.stdout, passed.stdout + passed.stderr
+
+
+@pytest.mark.parametrize(("name", "reason"), [("my-loss", "named like a module"), ("my_loss", "would be overwritten")])
+def test_a_new_loss_overwrites_nothing(tmp_path, capsys, name, reason):
+    (tmp_path / "my_loss.py").write_text("mine")
+    assert command_line.main(["new", name, "--folder", str(tmp_path)]) == 1
+    assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["my_loss.py"]

@@ -18,8 +18,8 @@ from .similarity import CosineEmbeddingLoss
 # At most so much of a bench shape: several blocks, rows that no vector divides, more than one thread.
 LARGEST = {1: (50_021,), 2: (67, 611), 3: (5, 61, 131), 4: (3, 64, 37, 41)}
 CHECKS = [
+    "gradient",  # first: a call without gradients finds its kernels then
     "value",
-    "gradient",
     "upstream",
     "repeated_backward",
     "double_backward",
@@ -65,13 +65,13 @@ def test_equals_the_plain_loss(entry):
     check_loss(fuse(plain, strict=True), plain, [sample], dtypes=[torch.float32], checks=CHECKS)
 
 
-@each(CORPUS)
+@each(CORPUS[::3])
 def test_small_shapes_and_other_dtypes(entry):
-    """Each loss meets another shape in another dtype."""
+    """Losses of each kind meet another shape in another dtype."""
     dtypes = [dtype for dtype in entry.dtypes if dtype is not torch.float32]
-    dtype = dtypes[CORPUS.index(entry) % len(dtypes)]
+    dtype = dtypes[CORPUS.index(entry) // 3 % len(dtypes)]
     plain = entry.build()
-    check_loss(fuse(plain, strict=True), plain, entry.samples()[-1:], dtypes=[dtype], checks=["value", "gradient"])
+    check_loss(fuse(plain, strict=True), plain, entry.samples()[-1:], dtypes=[dtype], checks=["gradient", "value"])
 
 
 @each(CORPUS)

@@ -54,7 +54,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
 
 def results(tracer: Any, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """What an operator returns, as tensors without elements."""
-    from .operators import OPERATORS
+    from .table import OPERATORS
 
     values, keywords = tree_map(tracer.value, args), tree_map(tracer.value, kwargs)
     if name in SHAPES:

@@ -9,7 +9,7 @@ import torch
 
 from .ir import Expression
 from .lowering import Lowering
-from .operators import as_value, cast, expanded, operator, promoted, reduced, with_ones
+from .operators import as_value, cast, expanded, mapped, operator, promoted, reduced, with_ones
 from .values import (
     ORIGIN,
     Computed,
@@ -585,8 +585,6 @@ def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> An
     terms: Value = Computed(shape, x.dtype, None, term)
     if not add:
         return View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
-    from .operators import mapped
-
     sums = (
         reduced(terms, [x.ndim], "sum", x.dtype)
         if many

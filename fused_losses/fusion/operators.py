@@ -436,7 +436,3 @@ def _std(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim
 @operator("var_mean")
 def _var_mean(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     return _variance_and_mean(tracer, x, dim, correction, keepdim)
-
-
-from . import indexing as _indexing  # noqa: E402, F401  registers its operators in the table
-from .indexing import checked as checked  # noqa: E402

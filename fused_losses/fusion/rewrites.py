@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operators import checked
+from .indexing import checked
 
 
 def one_hot(tracer: Any, tensor: Tensor, num_classes: Any = -1) -> Tensor:

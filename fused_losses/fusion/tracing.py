@@ -148,7 +148,7 @@ class Tracer(TorchDispatchMode):
         self.where, self.in_gradient = "", False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from .operators import OPERATORS
+        from .table import OPERATORS
 
         kwargs = kwargs or {}
         if not self.in_gradient:

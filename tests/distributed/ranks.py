@@ -91,6 +91,7 @@ def _rank(sender, function, rank, world_size, store, arguments):
     warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # torch's own imports
     os.environ.update({f"{where}RANK": str(rank) for where in ("", "LOCAL_")})  # as torchrun does
     os.environ.update({f"{where}WORLD_SIZE": str(world_size) for where in ("", "LOCAL_")})
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fresh tensors hold NaN
     try:

@@ -53,6 +53,17 @@ FL_INLINE A fma_(A a, A b, A c) {
 // 2^n for n in [-126, 127].
 FL_INLINE float power_of_two(int32_t n) { return bits<float>((n + 127) << 23); }
 
+// exp on [-log(2)/2, log(2)/2].
+FL_INLINE float exp_near_zero(float r) {
+  float p = 1.9875691500e-4f;
+  p = fma_(p, r, 1.3981999507e-3f);
+  p = fma_(p, r, 8.3334519073e-3f);
+  p = fma_(p, r, 4.1665795894e-2f);
+  p = fma_(p, r, 1.6666665459e-1f);
+  p = fma_(p, r, 5.0000001201e-1f);
+  return fma_(p, r * r, r) + 1.f;
+}
+
 // Adding 1.5 * 2^23 rounds to an integer that stands in the low bits; the rest is a polynomial on
 // [-log(2)/2, log(2)/2]. Scaling in two steps reaches denormals and infinity. NaN stays NaN.
 FL_INLINE float exp_(float x) {
@@ -63,13 +74,7 @@ FL_INLINE float exp_(float x) {
   const int32_t n = bits<int32_t>(shifted) - bits<int32_t>(magic);
   const float whole = shifted - magic;
   const float r = fma_(-whole, 1.42860677e-6f, x - whole * 0.693145752f);
-  float p = 1.9875691500e-4f;
-  p = fma_(p, r, 1.3981999507e-3f);
-  p = fma_(p, r, 8.3334519073e-3f);
-  p = fma_(p, r, 4.1665795894e-2f);
-  p = fma_(p, r, 1.6666665459e-1f);
-  p = fma_(p, r, 5.0000001201e-1f);
-  p = fma_(p, r * r, r) + 1.f;
+  const float p = exp_near_zero(r);
   const int32_t half = n >> 1;
   return p * power_of_two(half) * power_of_two(n - half);
 }
@@ -81,13 +86,7 @@ FL_INLINE float exp_nonpositive(float x) {
   const float shifted = bounded * 1.44269504f + magic;
   const float whole = shifted - magic;
   const float r = fma_(-whole, 1.42860677e-6f, bounded - whole * 0.693145752f);
-  float p = 1.9875691500e-4f;
-  p = fma_(p, r, 1.3981999507e-3f);
-  p = fma_(p, r, 8.3334519073e-3f);
-  p = fma_(p, r, 4.1665795894e-2f);
-  p = fma_(p, r, 1.6666665459e-1f);
-  p = fma_(p, r, 5.0000001201e-1f);
-  p = fma_(p, r * r, r) + 1.f;
+  const float p = exp_near_zero(r);
   // Adds n to the exponent; the magic number's own bits shift out.
   const float result = bits<float>(bits<int32_t>(p) + (bits<int32_t>(shifted) << 23));
   return x < -87.33654f ? 0.f : result;

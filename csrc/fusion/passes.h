@@ -21,6 +21,7 @@ namespace {
 
 #include "../common/numerics.h"
 #include "../common/low_precision.h"
+#include "../common/stream.h"
 #include "wide.h"
 #include "functions.h"
 #include "reductions.h"
@@ -211,25 +212,6 @@ FL_APART const A* guarded_block(const T* data, const Steps& steps, int64_t base,
   return scratch;
 }
 
-// Writes past the caches: lines of a large output are not read before they are written.
-inline void stream_bytes(const char* from, int64_t n, char* to) {
-#ifdef __SSE2__
-  constexpr int64_t word = 16, line = 64;
-  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % word);
-  int64_t i = misaligned == 0 ? 0 : least(n, word - misaligned);
-  std::memcpy(to, from, static_cast<size_t>(i));
-  for (; i + line <= n; i += line) {
-    for (int64_t j = i; j < i + line; j += word) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to + j),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + j)));
-    }
-  }
-  std::memcpy(to + i, from + i, static_cast<size_t>(n - i));
-#else
-  std::memcpy(to, from, static_cast<size_t>(n));
-#endif
-}
-
 // A tensor as lanes write it.
 template <class T>
 class Output : public Steps {
@@ -272,8 +254,7 @@ class Output : public Steps {
   template <class A>
   static void stream(const A* values, int64_t n, T* to) {
     if constexpr (std::is_same_v<T, A>) {
-      stream_bytes(reinterpret_cast<const char*>(values), n * static_cast<int64_t>(sizeof(T)),
-                   reinterpret_cast<char*>(to));
+      stream_bytes(values, n * static_cast<int64_t>(sizeof(T)), to);
     } else {
       alignas(64) T narrowed[kBlock];
       FL_ELEMENTWISE

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .ir import Expression, Extern, Size, Stage
 from .programs import Programs, Refusal
+from .schedule import nodes
 from .served import Served
 
 
@@ -75,18 +76,9 @@ def _step(step: Stage | Extern) -> str:
 
 def _reads(expression: Expression) -> str:
     """The buffers that an expression reads and how many operations it has."""
-    seen: set[Expression] = set()
-    waiting, buffers, operations = [expression], {}, 0
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "load":
-            buffers[node["buffer"]] = None
-            waiting += [index for index in node["index"] if isinstance(index, Expression)]
-        operations += bool(node.arguments)
-        waiting += node.arguments
+    every = list(nodes(expression))
+    buffers = {node["buffer"] for node in every if node.op == "load"}
+    operations = sum(bool(node.arguments) for node in every)
     return f"{operations} operations on {', '.join(sorted(buffers)) or 'numbers'}"
 
 

@@ -124,3 +124,9 @@ class Program:
     parameters: tuple[str, ...]  # numbers given at run time
     steps: tuple[Stage | Extern, ...]
     outputs: tuple[str, ...]  # names of buffers, inputs among them allowed
+
+    @property
+    def buffers(self) -> dict[str, Buffer]:
+        """Every buffer by its name, inputs first."""
+        made = [b for step in self.steps for b in (step.buffers if isinstance(step, Extern) else (step.buffer,))]
+        return {buffer.name: buffer for buffer in (*self.inputs, *made)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends import loading
 from . import compiler, cpp
 from .ir import Buffer, Extern, Program, Read, Size
+from .sizes import ARITHMETIC
 
 LARGE = 8 << 20  # bytes from which memory that was used before is worth asking for
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
@@ -25,7 +26,7 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         source = cpp.source_of(program)
         library = compiler.load(source.text) if any(isinstance(step, cpp.Call) for step in source.steps) else None
-        buffers = _buffers(program)
+        buffers = program.buffers
         self.source = source.text
         self._inputs = tuple(buffer.name for buffer in program.inputs)
         self._outputs = program.outputs
@@ -120,27 +121,13 @@ def _number(size: Size) -> Callable[[Mapping[str, Tensor]], int]:
         name, dimension = size.value
         return lambda tensors: tensors[name].shape[dimension]
     x, y = map(_number, size.arguments)
-    combine = {
-        "add": int.__add__,
-        "sub": int.__sub__,
-        "mul": int.__mul__,
-        "floordiv": int.__floordiv__,
-        "max": max,
-        "min": min,
-    }[size.op]
+    combine = ARITHMETIC[size.op]
     return lambda tensors: combine(x(tensors), y(tensors))
 
 
 def _shape(sizes: tuple[Size, ...]) -> Sizes:
     numbers = [_number(size) for size in sizes]
     return lambda tensors: [number(tensors) for number in numbers]
-
-
-def _buffers(program: Program) -> dict[str, Buffer]:
-    made = [
-        buffer for step in program.steps for buffer in (step.buffers if isinstance(step, Extern) else (step.buffer,))
-    ]
-    return {buffer.name: buffer for buffer in (*program.inputs, *made)}
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

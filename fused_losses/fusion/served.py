@@ -26,10 +26,11 @@ class Served:
     def __init__(self, call: Call, forward: Callable[..., Any]):
         self.forward_function, self.state = forward, call.state
         self.template = call.template()
-        self.given = len(call.tensors) - sum(1 for _ in call.state.read().tensors)  # tensors that are arguments
+        own = call.state.read()
+        self.given = len(call.tensors) - len(own.tensors)  # tensors that are arguments
         self.device = call.tensors[0].device
         self.autocast = call.fixed[-1]
-        self.own_numbers = len(call.state.read().numbers)
+        self.own_numbers = len(own.numbers)
         self.requires_grad = tuple(call.requires_grad)
         assumptions = Assumptions()
         numbers = [assumptions.parameter(f"number{k}", number) for k, number in enumerate(call.numbers)]
@@ -60,13 +61,13 @@ class Served:
         # Outputs that are something else too must be the caller's alone.
         self.shared = [name in inputs or name in outputs[:k] or name in lowered.saved for k, name in enumerate(outputs)]
         ranks = [len(shape) for shape in lowered.shapes]
-        buffers = _buffers(lowered.forward)
+        buffers = lowered.forward.buffers
         self.reshaped = [
             None if buffers[name].sizes == shape else shape for name, shape in zip(outputs[:count], lowered.shapes)
         ]
         self.single = count == 1 and isinstance(tree_unflatten([0] * count, self.structure), int) and bool(ranks)
         if lowered.backward is not None:
-            made = _buffers(lowered.backward)
+            made = lowered.backward.buffers
             shapes = [shape for shape in lowered.gradient_shapes if shape is not None]
             self.gradients_reshaped = [
                 None if made[name].sizes == shape else shape for name, shape in zip(lowered.backward.outputs, shapes)
@@ -215,8 +216,3 @@ def _reads_numbers(guard: Guard) -> bool:
 
 def _indices(program: Program | None) -> list[int]:
     return [int(name.removeprefix("number")) for name in program.parameters] if program is not None else []
-
-
-def _buffers(program: Program) -> dict[str, Any]:
-    made = [b for step in program.steps for b in (step.buffers if isinstance(step, Extern) else (step.buffer,))]
-    return {buffer.name: buffer for buffer in (*program.inputs, *made)}

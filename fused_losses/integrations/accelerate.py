@@ -8,7 +8,9 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class GlobalBatches:
@@ -113,6 +115,54 @@ def global_normalizer(accelerator: Any, count: Tensor | float) -> Tensor:
     count = torch.as_tensor(count, device=accelerator.device)
     total = accelerator.reduce(count, "sum").float().clamp(min=1)
     return total / (accelerator.num_processes * accelerator.gradient_accumulation_steps)
+
+
+def gather_with_grad(accelerator: Any, tensor: Tensor) -> Tensor:
+    """The samples of all processes, through which gradients flow back to the process that each came from.
+
+    For losses that compare samples with each other (contrastive, triplet, correlation): ``accelerator.gather`` has no
+    gradient. A loss of what is gathered, or of a process's own samples against what is gathered, whose mean over
+    processes is the loss of the global batch, has that batch's gradient once DDP has averaged it.
+
+    Formula: ``output = concatenation of tensor over processes, in their order``
+
+    Args:
+        accelerator: an ``accelerate.Accelerator``.
+        tensor: ``(N, ...)``, with the same shape on every process, as Accelerate's batches have by default.
+
+    Returns:
+        ``(processes * N, ...)``; the tensor itself on one process.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> embeddings = torch.ones(2, 3, requires_grad=True)
+        >>> gather_with_grad(Accelerator(cpu=True), embeddings).sum().backward()
+        >>> embeddings.grad.sum()
+        tensor(6.)
+
+    Source: OpenCLIP's loss with ``gather_with_grad``; the gradient of an all-gather is a sum over processes.
+    """
+    if accelerator.num_processes == 1:
+        return tensor
+    return _Gathered.apply(tensor, accelerator.num_processes)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, processes: int) -> Tensor:
+        ctx.processes = processes
+        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(processes)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        parts = list(grad_output.contiguous().chunk(ctx.processes))
+        gradient = torch.empty_like(parts[0])
+        dist.reduce_scatter(gradient, parts)
+        return gradient, None
 
 
 def real_samples(accelerator: Any, size: int) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import fused_losses
-from fused_losses.integrations.accelerate import GlobalBatches, check_accelerator, global_normalizer
+from fused_losses.integrations.accelerate import GlobalBatches, check_accelerator, gather_with_grad, global_normalizer
 from fused_losses.integrations.learner import (
     AccelerateCB,
     AccelerateCustomCB,
@@ -277,6 +277,41 @@ def check_processes_that_would_train_alone():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def contrastive(accelerator, images, texts, scale):
+    """CLIP's loss of a process's own pairs against those of all processes."""
+    own = torch.arange(len(images)) + accelerator.process_index * len(images)
+    every_image, every_text = gather_with_grad(accelerator, images), gather_with_grad(accelerator, texts)
+    cross_entropy = fused_losses.functional.cross_entropy
+    return cross_entropy(scale * images @ every_text.T, own) + cross_entropy(scale * texts @ every_image.T, own)
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text, self.scale = nn.Linear(6, 4), nn.Linear(5, 4), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, images, texts):
+        return F.normalize(self.image(images)), F.normalize(self.text(texts)), self.scale
+
+
+def check_a_contrastive_loss():
+    from accelerate import Accelerator
+
+    accelerator, generator = Accelerator(cpu=True), torch.Generator().manual_seed(1)
+    images, texts = torch.randn(8, 6, generator=generator), torch.randn(8, 5, generator=generator)
+    whole, of_rank = Pairs(), lambda tensor: tensor.chunk(accelerator.num_processes)[accelerator.process_index]
+    alone = type("Alone", (), {"num_processes": 1, "process_index": 0})
+    expected = contrastive(alone, *whole(images, texts))
+    expected.backward()
+    net = accelerator.prepare(Pairs())
+    loss = contrastive(accelerator, *net(of_rank(images), of_rank(texts)))
+    accelerator.backward(loss)
+    torch.testing.assert_close(accelerator.reduce(loss.detach(), "mean"), expected.detach(), rtol=0, atol=1e-6)
+    for made, wanted in zip(net.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(made.grad, wanted.grad, rtol=0, atol=1e-6)
+
+
 def on_two_ranks():
     from accelerate import Accelerator
 
@@ -290,6 +325,7 @@ def on_two_ranks():
         check_the_global_mean(accelerator, kind, sentences(16, ignored_at=(2, 3)), 2)
     normalizer = global_normalizer(accelerator, targets_in(sentences(4)) * (dist.get_rank() + 1))
     torch.testing.assert_close(normalizer, targets_in(sentences(4)) * 3 / 6.0)
+    check_a_contrastive_loss()
     check_every_sample_counts_once()
     return check_learner_with_uneven_tokens(), check_the_finder_ends_together()
 

@@ -44,7 +44,7 @@ class Call:
         grad = torch.is_grad_enabled()
         self.requires_grad = [grad and t.requires_grad for t in self.tensors]
         self.fixed += (torch.get_default_dtype(), *_autocast(self.tensors[0].device.type if self.tensors else "cpu"))
-        self.key = (*self.fixed, *self.requires_grad, *((t.dtype, t.shape) for t in self.tensors))
+        self.key = (*self.fixed, *self.requires_grad, *[(t.dtype, t.shape) for t in self.tensors])
 
     def _take(self, argument: Any) -> None:
         kind = type(argument)

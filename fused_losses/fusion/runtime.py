@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from .ir import Buffer, Extern, Program, Read, Size
 from .sizes import ARITHMETIC
 
 LARGE = 8 << 20  # bytes from which memory that was used before is worth asking for
+MOST_LAYOUTS = 1024  # of operands, that are remembered
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
+_Plan = tuple[Any, list[tuple[str, Callable[..., Tensor], Sequence[int], torch.dtype]]]  # the layout, and results
 
 
 class Compiled:
@@ -66,28 +69,35 @@ class _Kernels:
         self._function.restype = ctypes.c_int32
         self._operands = call.operands
         self._results = [(name, _shape(buffers[name].sizes), buffers[name].dtype) for name in call.results]
-        layout = sum(2 * len(buffers[name].sizes) for name in call.operands)
         self._pointers = ctypes.c_void_p * (len(call.operands) + len(call.results))
-        self._layout = ctypes.c_int64 * layout
         self._parameters = ctypes.c_double * parameters
+        self._plans: dict[Any, _Plan] = {}
 
     def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:
-        pointers, layout = [], []
-        for name in self._operands:
-            tensor = tensors[name]
-            pointers.append(tensor.data_ptr())
-            layout += tensor.shape
-            layout += tensor.stride()
-        for name, shape, dtype in self._results:
-            tensors[name] = tensor = _empty(shape(tensors), dtype)
-            pointers.append(tensor.data_ptr())
-        failed = self._function(
-            self._pointers(*pointers), self._layout(*layout), self._parameters(*parameters), _parallel_for()
-        )
-        if failed:
+        operands = [tensors[name] for name in self._operands]
+        key = tuple([(tensor.shape, tensor.stride()) for tensor in operands])
+        layout, results = self._plans.get(key) or self._plan(key, tensors)
+        for name, allocate, shape, dtype in results:
+            tensors[name] = tensor = allocate(shape, dtype=dtype)
+            operands.append(tensor)
+        pointers = self._pointers(*[tensor.data_ptr() for tensor in operands])
+        if self._function(pointers, layout, self._parameters(*parameters), _parallel_for()):
             raise IndexError(
                 "an index of the loss is out of range; with integer targets, check them against the classes"
             )
+
+    def _plan(self, key: Any, tensors: Mapping[str, Tensor]) -> _Plan:
+        """What operands of one layout need: made once, as calls on small tensors are short."""
+        if len(self._plans) >= MOST_LAYOUTS:
+            self._plans.clear()
+        numbers = [number for shape, strides in key for number in (*shape, *strides)]
+        results = []
+        for name, shape_of, dtype in self._results:
+            shape = shape_of(tensors)
+            results.append((name, _allocator(shape, dtype), shape, dtype))
+        plan = (ctypes.c_int64 * len(numbers))(*numbers), results
+        self._plans[key] = plan
+        return plan
 
 
 class _Operator:
@@ -130,14 +140,12 @@ def _shape(sizes: tuple[Size, ...]) -> Sizes:
     return lambda tensors: [number(tensors) for number in numbers]
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor; a large one is of memory that was used before, which needs no faulting in."""
-    size = dtype.itemsize
-    for extent in shape:
-        size *= extent
-    if size >= LARGE and dtype.is_floating_point and loading.unavailable_reason("_C_cpu") is None:
-        return torch.ops.fused_losses.empty.default(shape, dtype)
-    return torch.empty(shape, dtype=dtype)
+def _allocator(shape: Sequence[int], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """What makes an uninitialised tensor; a large one is of memory that was used before, which needs no faulting in."""
+    is_large = math.prod(shape) * dtype.itemsize >= LARGE
+    if is_large and dtype.is_floating_point and loading.unavailable_reason("_C_cpu") is None:
+        return torch.ops.fused_losses.empty.default
+    return torch.empty
 
 
 @functools.cache

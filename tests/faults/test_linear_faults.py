@@ -272,7 +272,9 @@ def test_a_frozen_head_computes_no_gradient_of_it(loss, dtype, kernels, device):
         assert len(products.shapes) > len(of_weight[-1])
     assert of_weight[0] and not of_weight[1]
     peak = peak_bytes(lambda: gradients(loss(hidden, weight.detach(), labels, backend=kernels), hidden), device)
-    assert peak < weight.nbytes
+    # Some processors' products copy the weight first.
+    packed = peak_bytes(lambda: hidden.new_empty(8, 4000) @ weight.detach(), device)
+    assert peak < weight.nbytes + packed
 
 
 def test_a_frozen_teacher_computes_no_gradient_of_it(kernels):

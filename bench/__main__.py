@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own
 
 from tqdm import tqdm
 
 from fused_losses.specs import SPECS
 
 from .contenders import measure
+from .import_time import import_overhead
 from .machine import machine, results_folder
-from .measure import import_overhead
 from .report import save
 from .targets import verdicts
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from fused_losses.backends import choice
 from fused_losses.specs import Bench, LossSpec, Sample
-from fused_losses.testing import peak_bytes
+from fused_losses.testing.measure import Step, Timing, forget_gradients, interleaved, peak_of, step_of
 
-from .measure import Step, Timing, interleaved
 from .peers import peers
 
 Loss = Callable[..., Tensor]
@@ -63,10 +62,6 @@ def contenders(spec: LossSpec, bench: Bench, tensors: tuple[Tensor, ...], compil
     return {name: loss.to(device) if isinstance(loss, nn.Module) else loss for name, loss in found.items()}
 
 
-def step_of(loss: Loss, tensors: tuple[Tensor, ...]) -> Step:
-    return lambda: loss(*tensors).sum().backward()
-
-
 def in_place_step(spec: LossSpec, tensors: tuple[Tensor, ...]) -> Step:
     """Cross entropy whose backward writes over the logits, which are a copy of the input."""
     module, anchor = spec.loss(inplace_backward=True), torch.zeros((), requires_grad=True)
@@ -99,12 +94,8 @@ def measure(
     torch.compiler.reset()
     leaves = [tensor.requires_grad_(i in bench.differentiable) for i, tensor in enumerate(bench.make(dtype, device))]
     tensors, wanted = tuple(leaves), [leaves[i] for i in bench.differentiable]
-
-    def reset() -> None:
-        for leaf in wanted:
-            leaf.grad = None
-
     losses = contenders(spec, bench, tensors, compile)
+    reset = forget_gradients(losses.values(), tensors)
     steps = {name: step_of(loss, tensors) for name, loss in losses.items()}
     first_call = {name: first_seconds(step, reset) for name, step in steps.items()}
     if spec.name == "CrossEntropyLoss" and tensors[0].numel() > 10_000:
@@ -133,8 +124,3 @@ def first_seconds(step: Step, reset: Callable[[], None]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def peak_of(step: Step, reset: Callable[[], None], device: str) -> int:
-    reset()
-    return peak_bytes(step, device)

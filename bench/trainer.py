@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own
 
 import torch
 import transformers

@@ -1,9 +1,11 @@
 """Every Python block of the documents runs, a section at a time: its blocks share their names, as they are read."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -35,6 +37,7 @@ def test_there_are_sections():
 def test_section(document, blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for what a block writes
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # C++ would take half a minute
     names = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, document, "exec"), names)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fused_losses import fuse
-from fused_losses.testing import peak_bytes
+from fused_losses.testing.measure import Timing, forget_gradients, median_ratio, peak_of, rounds, step_of, summary
 from tests.custom_losses import Entry
-
-from ..measure import Step, Timing, rounds, summary
 
 Loss = Callable[..., Tensor]
 
@@ -43,21 +41,6 @@ def contenders(entry: Entry, device: str, compile: bool) -> dict[str, Loss]:
     return found
 
 
-def step_of(loss: Loss, tensors: Sequence[Tensor]) -> Step:
-    return lambda: loss(*tensors).sum().backward()
-
-
-def forget_gradients(losses: Sequence[Loss], tensors: Sequence[Tensor]) -> Callable[[], None]:
-    parameters = [p for loss in losses if isinstance(loss, nn.Module) for p in loss.parameters()]
-    leaves = [t for t in (*tensors, *parameters) if t.requires_grad]
-
-    def reset() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-
-    return reset
-
-
 def tiny_inputs(entry: Entry, device: str) -> list[Tensor]:
     tensors = entry.samples()[0].to(torch.float32, device).tensors
     return [tensor.requires_grad_(i in entry.gradients) for i, tensor in enumerate(tensors)]
@@ -70,15 +53,13 @@ def measure(
     torch.compiler.reset()
     leaves = [t.detach().to(device).requires_grad_(t.requires_grad) for t in entry.bench_inputs(scale)]
     losses = contenders(entry, device, compile)
-    reset = forget_gradients(list(losses.values()), leaves)
+    reset = forget_gradients(losses.values(), leaves)
     steps = {name: step_of(loss, leaves) for name, loss in losses.items()}
     taken = rounds(steps, reset=reset, device=device, seconds=seconds)
     peak = {name: peak_of(step, reset, device) for name, step in steps.items()}
     small = tiny_inputs(entry, device)
     small_steps = {name: step_of(loss, small) for name, loss in losses.items()}
-    tiny = rounds(
-        small_steps, reset=forget_gradients(list(losses.values()), small), device=device, seconds=seconds / 10
-    )
+    tiny = rounds(small_steps, reset=forget_gradients(losses.values(), small), device=device, seconds=seconds / 10)
     return Measurement(
         entry.name,
         "x".join(map(str, entry.bench_shape(scale))),
@@ -90,12 +71,3 @@ def measure(
         {name: statistics.median(times) for name, times in tiny.items()},
         first,
     )
-
-
-def median_ratio(times: Sequence[float], of: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(times, of))
-
-
-def peak_of(step: Step, reset: Callable[[], None], device: str) -> int:
-    reset()
-    return peak_bytes(step, device)

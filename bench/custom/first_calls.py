@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fused_losses.testing.measure import step_of
 from tests.custom_losses import CORPUS, Entry
 
-from .contenders import contenders, step_of, tiny_inputs
+from .contenders import contenders, tiny_inputs
 
 
 def first_calls(names: Sequence[str], device: str, compile: bool) -> dict[str, dict[str, float]]:

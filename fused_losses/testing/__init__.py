@@ -10,10 +10,11 @@ from torch import Tensor
 from ..specs import Sample
 from .case import Loss, make_case
 from .checks import CHECKS, OPTIONAL_CHECKS
+from .costs import Cost, costs_of, described
 from .memory import peak_bytes
 from .report import Report, Result
 
-__all__ = ["CHECKS", "OPTIONAL_CHECKS", "Report", "Result", "Sample", "check_loss", "peak_bytes"]
+__all__ = ["CHECKS", "OPTIONAL_CHECKS", "Cost", "Report", "Result", "Sample", "check_loss", "peak_bytes"]
 
 
 def check_loss(
@@ -23,9 +24,10 @@ def check_loss(
     *,
     dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32, torch.bfloat16),
     checks: Sequence[str] | None = None,
+    costs: bool = False,
     raise_on_fault: bool = True,
 ) -> Report:
-    """Checks a loss against its plain-torch reference: accuracy, gradients, layouts, compile and more.
+    """Checks a loss against its plain-torch reference: accuracy, gradients, layouts, compile, costs and more.
 
     A value or gradient may be off from fp64 truth by 1.5 times what the reference is off in the same dtype, plus
     2 units in the last place (64 in fp64, whose truth is itself rounded); NaN and infinity must stand exactly
@@ -39,10 +41,14 @@ def check_loss(
             Floating tensors are cast to each dtype; pass fp64 to have the most to round from.
         dtypes: the dtypes to check in.
         checks: names out of ``CHECKS`` and ``OPTIONAL_CHECKS``; None runs all of ``CHECKS``.
+        costs: measures what forward and backward cost on each sample in each dtype: the time, interleaved with that
+            of the reference and of torch.compile of it, and the memory. Takes a second each, and what compiling
+            takes; a loss that is meant for large tensors wants a large sample.
         raise_on_fault: raises at the end if a check did not hold; else only the report says so.
 
     Returns:
-        A report; ``print(report)`` shows a table, ``report.ok`` says whether everything held.
+        A report; ``print(report)`` shows a table, ``report.ok`` says whether everything held, ``report.costs`` has
+        what was measured.
 
     Raises:
         AssertionError: with the table, if a check did not hold.
@@ -72,6 +78,9 @@ def check_loss(
         for i, sample in enumerate(samples)
     ]
     report = Report([_run_check(name, dtype, loss, reference, named) for name in names for dtype in dtypes])
+    if costs:
+        cases = [(make_case(loss, reference, sample, dtype), sample.name) for sample in named for dtype in dtypes]
+        report.costs = [cost for case in cases for cost in costs_of(*case)]
     if raise_on_fault:
         report.raise_for_faults()
     return report
@@ -84,6 +93,5 @@ def _run_check(name: str, dtype: torch.dtype, loss: Loss, reference: Loss, sampl
         try:
             result.add(sample.name, check(make_case(loss, reference, sample, dtype)))
         except Exception as error:  # whatever a loss raises is a finding
-            text = str(error).strip().splitlines()
-            result.add_exception(sample.name, f"{type(error).__name__}: {text[0] if text else ''}", error)
+            result.add_exception(sample.name, described(error), error)
     return result

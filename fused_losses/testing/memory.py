@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -23,6 +24,7 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """
     if torch.device(device).type == "cuda":
         return _peak_of_cuda(function, device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own
     empty_cache()  # memory that is kept from before would not be seen
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = function()

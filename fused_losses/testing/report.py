@@ -1,4 +1,4 @@
-"""What check_loss found, as a table."""
+"""What check_loss found, as tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .accuracy import Comparison, fault
+from .costs import OURS, Cost
 
 
 @dataclass
@@ -47,13 +48,27 @@ class Result:
 
 @dataclass
 class Report:
-    """Every result of a run; prints as a table of checks and dtypes, with the faults below."""
+    """Every result of a run; prints as a table of checks and dtypes, with the faults below, and one of the costs.
+
+    Example:
+        >>> import torch
+        >>> from fused_losses.testing import Cost, Report
+        >>> row = "sample 0", torch.float32
+        >>> print(Report([], [Cost(*row, "ours", 2e-3, 1.0, 2**20), Cost(*row, "eager", 9e-3, 4.5, 2**22)]))
+        cost                     median ms      times ours        peak MiB
+        sample 0 in float32
+          ours                           2            1.00               1
+          eager                          9            4.50               4
+        forward and backward: interleaved time, and what is allocated at the peak, gradients included
+    """
 
     results: list[Result]
+    costs: list[Cost] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return not any(result.faults for result in self.results)
+        fails = any(cost.failure for cost in self.costs if cost.contender == OURS)
+        return not fails and not any(result.faults for result in self.results)
 
     def raise_for_faults(self) -> None:
         """Raises AssertionError with the table if anything did not hold."""
@@ -62,6 +77,10 @@ class Report:
             raise AssertionError(f"\n{self}") from next(iter(causes), None)
 
     def __str__(self) -> str:
+        lines = [*(self._checks() if self.results else ()), *(self._costs() if self.costs else ())]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _checks(self) -> list[str]:
         dtypes = list(dict.fromkeys(result.dtype for result in self.results))
         lines = ["check".ljust(18) + "".join(_name(dtype).ljust(13) for dtype in dtypes)]
         for check in dict.fromkeys(result.check for result in self.results):
@@ -70,7 +89,22 @@ class Report:
         lines += ["ok n: at worst, n of the error budget was used; -: does not apply"]
         for result in self.results:
             lines += [f"{result.check} in {_name(result.dtype)}, {text}" for text in result.faults[:5]]
-        return "\n".join(line.rstrip() for line in lines)
+        return lines
+
+    def _costs(self) -> list[str]:
+        lines = ["cost".ljust(18) + "".join(name.rjust(16) for name in ("median ms", "times ours", "peak MiB"))]
+        for sample, dtype in dict.fromkeys((cost.sample, cost.dtype) for cost in self.costs):
+            lines.append(f"{sample} in {_name(dtype)}")
+            lines += [_cost(cost) for cost in self.costs if (cost.sample, cost.dtype) == (sample, dtype)]
+        return [*lines, "forward and backward: interleaved time, and what is allocated at the peak, gradients included"]
+
+
+def _cost(cost: Cost) -> str:
+    name = f"  {cost.contender}".ljust(18)
+    if cost.failure:
+        return f"{name}  does not run: {cost.failure}"
+    figures = f"{cost.seconds * 1e3:.4g}", f"{cost.ratio:.2f}", f"{cost.peak / 2**20:.4g}"
+    return name + "".join(figure.rjust(16) for figure in figures)
 
 
 def _name(dtype: torch.dtype) -> str:

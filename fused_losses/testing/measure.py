@@ -1,15 +1,18 @@
-"""Times and memory of a step, measured so that contenders can be compared."""
+"""Times and memory of steps, measured in turn so that contenders can be compared."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from .case import Loss
+from .memory import peak_bytes
 
 Step = Callable[[], object]
 
@@ -23,9 +26,34 @@ class Timing:
     high: float
 
 
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def step_of(loss: Loss, tensors: Sequence[Tensor], extras: Mapping[str, Any] | None = None) -> Step:
+    """Forward, and backward where anything requires a gradient."""
+    keywords = extras or {}
+
+    def step() -> None:
+        value = loss(*tensors, **keywords)
+        if value.requires_grad:
+            value.sum().backward()
+
+    return step
+
+
+def forget_gradients(losses: Iterable[Loss], tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """What resets a step: no tensor, and no parameter of a loss, has a gradient then."""
+    parameters = [p for loss in losses if isinstance(loss, nn.Module) for p in loss.parameters()]
+    leaves = [t for t in (*tensors, *parameters) if t.requires_grad]
+
+    def reset() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+
+    return reset
+
+
+def synchronize(device: str | torch.device) -> None:
+    """Waits for what an accelerator was given to do; a CPU has done it."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def interleaved(
@@ -71,15 +99,17 @@ def rounds(
     return {name: times[1:] for name, times in taken.items()}
 
 
-def summary(times: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+def summary(times: Sequence[float]) -> Timing:
+    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else list(times) * 3
     return Timing(median, low, high)
 
 
-def import_overhead(rounds: int = 7) -> float:
-    """The median seconds that importing fused_losses takes after torch, in fresh processes."""
-    code = "import time, torch; t = time.perf_counter(); import fused_losses; print(time.perf_counter() - t)"
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(rounds)
-    ]
-    return statistics.median(float(run.stdout) for run in runs)
+def median_ratio(times: Sequence[float], of: Sequence[float]) -> float:
+    """How many times longer one contender took than another: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(times, of))
+
+
+def peak_of(step: Step, reset: Callable[[], None], device: str) -> int:
+    """The bytes that a step has allocated at its peak, gradients included."""
+    reset()
+    return peak_bytes(step, device)

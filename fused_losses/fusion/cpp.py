@@ -29,9 +29,36 @@ class Source:
     steps: tuple[Call | Extern, ...]
 
 
+@dataclass(frozen=True)
+class Run:
+    """Kernels of one function, and where it finds and keeps the buffers."""
+
+    kernels: tuple[Kernel, ...]
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    memory: Memory
+
+    @property
+    def made(self) -> dict[str, Buffer]:
+        return _buffers(self.kernels)
+
+
 def source_of(program: Program) -> Source:
     steps: list[Call | Extern] = []
     texts: list[str] = []
+    for step in laid_out(program):
+        if isinstance(step, Extern):
+            steps.append(step)
+            continue
+        call = Call(f"fused_{len(texts)}", step.operands, step.results)
+        texts.append(_function(call.name, step, program.parameters))
+        steps.append(call)
+    return Source("\n".join(['#include "fusion/passes.h"', *texts]), tuple(steps))
+
+
+def laid_out(program: Program) -> list[Run | Extern]:
+    """The functions that a program becomes, between the operators that torch runs."""
+    steps: list[Run | Extern] = []
     strided = {buffer.name: buffer for buffer in program.inputs}
     runs = list(_runs(schedule(program)))
     for position, run in enumerate(runs):
@@ -39,12 +66,11 @@ def source_of(program: Program) -> Source:
             strided.update((buffer.name, buffer) for buffer in run.buffers)
             steps.append(run)
             continue
-        later = set(program.outputs).union(*(_needed(other) for other in runs[position + 1 :]))
-        text, call = _function(f"fused_{len(texts)}", run, strided, later, program)
-        strided.update((name, _buffers(run)[name]) for name in call.results)
-        texts.append(text)
-        steps.append(call)
-    return Source("\n".join(['#include "fusion/passes.h"', *texts]), tuple(steps))
+        later = set(program.outputs).union(*(needed(other) for other in runs[position + 1 :]))
+        kernels = _run(run, strided, later)
+        strided.update((name, kernels.made[name]) for name in kernels.results)
+        steps.append(kernels)
+    return steps
 
 
 def _runs(steps: Sequence[Kernel | Extern]) -> Iterator[list[Kernel] | Extern]:
@@ -65,7 +91,7 @@ def _buffers(run: Iterable[Kernel]) -> dict[str, Buffer]:
     return {stage.buffer.name: stage.buffer for kernel in run for stage in kernel.stages}
 
 
-def _needed(run: list[Kernel] | Extern) -> set[str]:
+def needed(run: list[Kernel] | Extern) -> set[str]:
     """Names of the buffers that a run reads."""
     if isinstance(run, Extern):
         return set(_read_names([run.arguments, *run.keywords.values()]))
@@ -101,37 +127,41 @@ def _inputs_of(size: Size) -> Iterator[str]:
         yield from _inputs_of(argument)
 
 
-def _function(
-    name: str, run: list[Kernel], strided: dict[str, Buffer], later: set[str], program: Program
-) -> tuple[str, Call]:
-    made = _buffers(run)
-    stages = [stage for kernel in run for stage in kernel.stages]
+def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> Run:
+    made = _buffers(kernels)
+    stages = [stage for kernel in kernels for stage in kernel.stages]
     needed = {input for stage in stages for size in _sizes(stage) for input in _inputs_of(size)}
     for stage in stages:
         for read in reads(stage) & set(strided):
             needed |= {read, *(input for size in strided[read].sizes for input in _inputs_of(size))}
     operands = tuple(buffer for buffer in strided if buffer in needed)
     results = tuple(buffer for buffer in made if buffer in later)
-    home = {stage.buffer.name: k for k, kernel in enumerate(run) for stage in kernel.stages}
+    home = {stage.buffer.name: k for k, kernel in enumerate(kernels) for stage in kernel.stages}
     crossing = {
-        read for k, kernel in enumerate(run) for s in kernel.stages for read in reads(s) if home.get(read, k) != k
+        read for k, kernel in enumerate(kernels) for s in kernel.stages for read in reads(s) if home.get(read, k) != k
     }
     inner = {
         stage.buffer.name
-        for kernel in run
+        for kernel in kernels
         for stage in kernel.stages
         if not kernel.is_local(stage) or len(stage.axes) > len(kernel.outer)
     }
     memory = Memory(
         {**strided, **made}, frozenset(strided), frozenset({*results, *crossing, *inner}), frozenset(results)
     )
+    return Run(tuple(kernels), operands, results, memory)
+
+
+def _function(name: str, run: Run, parameters: Sequence[str]) -> str:
+    operands, results, memory, made = run.operands, run.results, run.memory, run.made
+    stages = [stage for kernel in run.kernels for stage in kernel.stages]
     passes, calls = [], []
-    for k, kernel in enumerate(run):
+    for k, kernel in enumerate(run.kernels):
         lines, call = _kernel(f"{name}_pass_{k}", kernel, memory)
         passes.append(lines)
         calls += call
-    arguments = _arguments(operands, made, memory, program.parameters)
-    unpacked = [*_unpacked(operands, results, made, memory, program.parameters), *_unread(stages, operands, memory)]
+    arguments = _arguments(operands, made, memory, parameters)
+    unpacked = [*_unpacked(operands, results, made, memory, parameters), *_unread(stages, operands, memory)]
     body = [
         f'extern "C" __attribute__((visibility("default"))) int32_t {name}(void* const* data, const int64_t* layout, '
         "const double* parameters, ParallelFor parallel_for) {",
@@ -142,9 +172,7 @@ def _function(
     ]
     parts = [arguments, *passes]
     text = "\n\n".join(["namespace " + name + "_ {", *("\n".join(indented(part)) for part in parts), "}"])
-    return f"\n{text}\n\n" + "\n".join(indented([*body[:1], f"using namespace {name}_;", *body[1:]])), Call(
-        name, operands, results
-    )
+    return f"\n{text}\n\n" + "\n".join(indented([*body[:1], f"using namespace {name}_;", *body[1:]]))
 
 
 def _arguments(

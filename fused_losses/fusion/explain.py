@@ -1,13 +1,27 @@
-"""What a fused loss runs, in words and as source."""
+"""What a fused loss runs, what that moves through memory, and its source."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from .ir import Expression, Extern, Size, Stage
+from .ir import Expression, Extern, Program, Size, Stage
 from .programs import Programs, Refusal
-from .schedule import nodes
+from .schedule import Kernel, nodes
 from .served import Served
+from .traffic import Shapes, Traffic, bytes_of, computes, least, traffic
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward or backward of a call: what each of its steps moves, and the least that could do, in bytes."""
+
+    steps: tuple[Traffic, ...]
+    least: int
+
+    @property
+    def moved(self) -> int:
+        return sum(step.moved for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -17,6 +31,11 @@ class Explanation:
     reason: str | None  # why the plain loss runs; None where kernels do
     externs: tuple[str, ...]  # operators left to torch; empty where the loss is fused wholly
     text: str
+    language: str | None = None  # of the kernels
+    device: str | None = None
+    forward: Work | None = None
+    backward: Work | None = None  # None where nothing requires a gradient
+    saved: Mapping[str, int] = field(default_factory=dict)  # bytes kept between them, besides the inputs
 
     def __str__(self) -> str:
         return self.text
@@ -30,17 +49,19 @@ def explained(programs: Programs) -> Explanation:
     last = _last(programs)
     if isinstance(last, Refusal):
         return Explanation(last.reason, (), f"runs as plain torch: {last.reason}")
-    lines, externs = [], []
-    for title, program in (("forward", last.lowered.forward), ("backward", last.lowered.backward)):
-        if program is not None:
-            lines += [f"{title}:", *(f"  {_step(step)}" for step in program.steps)]
-            externs += [str(step.target) for step in program.steps if isinstance(step, Extern) and _computes(step)]
-    lines.append(f"saved between them, besides the inputs: {', '.join(last.lowered.saved) or 'nothing'}")
-    return Explanation(None, tuple(dict.fromkeys(externs)), "\n".join(lines))
-
-
-def _computes(step: Extern) -> bool:
-    return "reshape" not in str(step.target)  # which only looks at memory in another shape
+    lowered, language, device = last.lowered, last.forward.language, str(last.device)
+    names = [buffer.name for buffer in lowered.forward.inputs]
+    shapes = dict(zip(names, [*programs.last_shapes, *(constant.shape for constant in last.constants)]))
+    saved = {name: bytes_of(lowered.forward.buffers[name], shapes) for name in lowered.saved}
+    forward, lines = _work(lowered.forward, lowered.saved, shapes)
+    text = [f"{language} on {device}", f"forward: {_moves(forward)}", *lines]
+    backward = None
+    if lowered.backward is not None:
+        backward, lines = _work(lowered.backward, lowered.saved, shapes)
+        text += [f"saved, besides the inputs: {_buffers(saved)}", f"backward: {_moves(backward)}", *lines]
+    steps = [*forward.steps, *(backward.steps if backward is not None else ())]
+    externs = tuple(dict.fromkeys(step.operator for step in steps if step.operator is not None and step.moved))
+    return Explanation(None, externs, "\n".join(text), language, device, forward, backward, saved)
 
 
 def _last(programs: Programs) -> Served | Refusal:
@@ -64,14 +85,50 @@ def source_of(programs: Programs, language: str) -> str:
     return "\n".join(parts)
 
 
-def _step(step: Stage | Extern) -> str:
-    if isinstance(step, Extern):
-        names = ", ".join(buffer.name for buffer in step.buffers)
-        return f"{names} = {step.target}, by torch: it has no form as loops over elements"
-    axes = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in step.axes) or "one value"
-    over = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in step.reduced)
-    kind = f"{step.combine} over {over} of" if step.combine else "each"
-    return f"{step.buffer.name}[{axes}] = {kind} {_reads(step.expression)}"
+def _work(program: Program, saved: tuple[str, ...], shapes: Shapes) -> tuple[Work, list[str]]:
+    """What a program moves, and its steps in words."""
+    lines, moved = [], []
+    for step, moves in traffic(program, shapes):
+        moved.append(moves)
+        if isinstance(step, Kernel):
+            lines.append(f"  pass: reads {_buffers(moves.reads)}; writes {_buffers(moves.writes)}")
+            lines += [f"    {_stage(stage)}" for stage in step.stages]
+        else:
+            lines.append(f"  {_operator(step, moves)}")
+    return Work(tuple(moved), least(program, saved, shapes)), lines
+
+
+def _moves(work: Work) -> str:
+    return f"moves {in_words(work.moved)}; inputs and outputs once are {in_words(work.least)}"
+
+
+def _buffers(by_name: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {in_words(count)}" for name, count in by_name.items()) or "nothing"
+
+
+def in_words(count: int) -> str:
+    """
+    Example:
+        >>> in_words(100), in_words(4096), in_words(3 << 19)
+        ('100 B', '4 KiB', '1.5 MiB')
+    """
+    power = min(max(count, 1).bit_length() - 1, 39) // 10
+    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def _operator(step: Extern, moves: Traffic) -> str:
+    names = ", ".join(buffer.name for buffer in step.buffers)
+    if not computes(step):
+        return f"{names} = {step.target}: the same memory in another shape"
+    moved = f"reads {_buffers(moves.reads)}; writes {_buffers(moves.writes)}"
+    return f"{names} = {step.target}, by torch, as it has no form as loops over elements: {moved}"
+
+
+def _stage(stage: Stage) -> str:
+    axes = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in stage.axes) or "one value"
+    over = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in stage.reduced)
+    kind = f"{stage.combine} over {over} of" if stage.combine else "each"
+    return f"{stage.buffer.name}[{axes}] = {kind} {_reads(stage.expression)}"
 
 
 def _reads(expression: Expression) -> str:

@@ -31,6 +31,7 @@ class Programs:
     def __init__(self, strict: bool):
         self.strict = strict
         self.last: Served | Refusal | None = None  # what the last call came to
+        self.last_shapes: list[torch.Size] = []  # of its tensors, where it was served
         self._state: State | None = None
         self._exact: dict[Any, list[Served]] = {}
         self._patterns: dict[Any, list[Served]] = {}
@@ -46,7 +47,7 @@ class Programs:
         call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
         served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
         if call is not None and isinstance(served, Served):
-            self.last = served
+            self.last, self.last_shapes = served, [tensor.shape for tensor in call.tensors]
             return served.run(call.tensors, call.numbers, any(call.requires_grad))
         own = (loss,) if isinstance(loss, torch.nn.Module) else ()
         result = forward(*own, *arguments, **keywords)  # if the arguments are wrong, its error is the one to raise

@@ -26,6 +26,8 @@ _Plan = tuple[Any, list[tuple[str, Callable[..., Tensor], Sequence[int], torch.d
 class Compiled:
     """A program as built kernels; ``source`` is their C++."""
 
+    language = "C++"
+
     def __init__(self, program: Program) -> None:
         source = cpp.source_of(program)
         library = compiler.load(source.text) if any(isinstance(step, cpp.Call) for step in source.steps) else None

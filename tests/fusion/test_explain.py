@@ -1,0 +1,76 @@
+"""The bytes that explain() counts, against those counted by hand."""
+
+import torch
+import torch.nn.functional as F
+
+from fused_losses import fuse
+
+
+def explained(loss, *tensors, wanted=(0,)):
+    leaves = [t.clone().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+    return fuse(loss, strict=True).explain(*leaves)
+
+
+def test_squares():
+    found = explained(lambda x, t: (x - t).square().mean(), torch.randn(1000), torch.randn(1000))
+    x, t = 4000, 4000
+    assert found.forward.least == x + t + 4
+    assert found.forward.moved == found.forward.least + 4 + 4  # the sum, before it is divided
+    assert found.backward.least == found.backward.moved == x + t + 4 + x
+    (only,) = found.backward.steps
+    assert sorted(only.reads.values()) == [4, t, x] and list(only.writes.values()) == [x] and only.operator is None
+    assert not found.saved and not found.externs
+    assert (found.language, found.device, found.reason) == ("C++", "cpu", None)
+
+
+def test_cross_entropy():
+    found = explained(F.cross_entropy, torch.randn(64, 100), torch.randint(100, (64,)))
+    logits, labels, row, value, count = 4 * 64 * 100, 8 * 64, 4 * 64, 4, 8
+    first, second = found.forward.steps
+    assert sorted(first.reads.values()) == [labels, logits]
+    assert sorted(first.writes.values()) == [value, count, row, row]  # maxima, sums of exponentials
+    assert second.moved == value + count + value
+    assert sorted(found.saved.values()) == [count, row, row]
+    assert found.forward.least == logits + labels + value
+    assert found.backward.least == logits + labels + value + logits
+    assert found.backward.moved == found.backward.least + sum(found.saved.values())
+
+
+def test_a_part_that_is_read_counts_alone():
+    found = explained(lambda x, i: x.gather(1, i).exp().sum(), torch.randn(64, 100), torch.randint(100, (64, 1)))
+    assert found.forward.moved == found.forward.least == 4 * 64 + 8 * 64 + 4
+
+
+def test_what_is_kept_between_passes():
+    """In fp32, where a loss of bf16 reads it at many places."""
+
+    def blurred(x):
+        hot = torch.tanh(x * 2).exp().sigmoid()
+        return (hot[2:] * hot[1:-1] * hot[:-2] + hot[2:].sin()).sum()
+
+    with torch.no_grad():
+        found = explained(blurred, torch.randn(999).bfloat16(), wanted=())
+    assert found.forward.least == 2 * 999 + 2 and found.forward.moved == found.forward.least + 2 * 4 * 999
+    assert found.backward is None
+
+
+def test_what_torch_runs():
+    found = explained(lambda x, y: (x @ y).flatten().exp().sum(), torch.randn(8, 4), torch.randn(4, 16), wanted=(0, 1))
+    x, y, product = 4 * 8 * 4, 4 * 4 * 16, 4 * 8 * 16
+    assert found.externs == ("aten.mm.default",) and sum(found.saved.values()) == product
+    operator = found.forward.steps[0]
+    assert operator.operator == "aten.mm.default" and operator.moved == x + y + product
+    assert found.forward.least == x + y + 4 and found.forward.moved == x + y + 2 * product + 4
+    assert found.backward.least == x + y + 4 + x + y
+
+
+def test_the_last_call_counts():
+    loss = fuse(lambda x: x.square().sum(), strict=True)
+    with torch.no_grad():
+        for n in (10, 5000):
+            explanation = loss.explain(torch.ones(n))
+            assert explanation.forward.moved == 4 * n + 4
+    assert len(loss._fusion._patterns) == 1
+    lines = str(explanation).splitlines()
+    assert lines[:2] == ["C++ on cpu", "forward: moves 19.54 KiB; inputs and outputs once are 19.54 KiB"]
+    assert len(lines) == 4 and "reads input0 19.53 KiB; writes f0 4 B" in lines[2]

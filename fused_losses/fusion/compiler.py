@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -50,13 +51,17 @@ def load(source: str) -> ctypes.CDLL:
     Raises:
         BuildError: if there is no compiler, it fails, or the cache cannot be trusted.
     """
-    compiler, flags = _compiler(), (*FLAGS, *CAPABILITIES[capability()])
-    path = cache_folder() / f"{_key(source, compiler, flags)}.so"
-    if not _is_whole(path):
-        with _exclusively(path):
-            if not _is_whole(path):  # another process may have built it meanwhile
-                _build(source, compiler, flags, path)
-    return ctypes.CDLL(str(path))
+    path = cache_folder() / f"{key_of(source)}.so"
+    try:
+        if not _is_whole(path):
+            with _exclusively(path):
+                if not _is_whole(path):  # another process may have built it meanwhile
+                    _build(source, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BuildError(
+            f"the cache {path.parent} cannot be used ({error}); name another folder in FUSED_LOSSES_CACHE"
+        ) from error
 
 
 @functools.cache
@@ -71,10 +76,18 @@ def capability() -> str:
 
 
 @functools.cache
-def _compiler() -> str:
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and (path := shutil.which(name)):
-            return path
+def command() -> tuple[str, ...]:
+    """How the compiler is called: the words of ``$CXX``, or the first that is there.
+
+    Raises:
+        BuildError: if none is there, or not the one that is asked for.
+    """
+    named = shlex.split(os.environ.get("CXX", ""))
+    for name in named[:1] or ("g++", "clang++", "c++"):
+        if path := shutil.which(name):
+            return path, *named[1:]
+    if named:
+        raise BuildError(f"CXX names {named[0]}, which is not there; name a C++ compiler, or none to have one found")
     raise BuildError("there is no C++ compiler; install g++ (apt-get install g++), or name one in CXX")
 
 
@@ -85,19 +98,28 @@ def headers() -> Path:
 
 
 @functools.cache
-def _surroundings(compiler: str) -> bytes:
+def _surroundings(compiler: tuple[str, ...]) -> bytes:
     """What a library depends on besides its source: the headers, the compiler and the machine."""
     digest = hashlib.sha256(platform.machine().encode())
-    program = os.stat(os.path.realpath(compiler))
-    digest.update(f"{os.path.realpath(compiler)} {program.st_size} {program.st_mtime_ns}".encode())
+    for word in compiler:  # a compiler may be called by another program
+        program = os.path.realpath(shutil.which(word) or word)
+        if os.path.exists(program):
+            status = os.stat(program)
+            word = f"{program} {status.st_size} {status.st_mtime_ns}"
+        digest.update(f"{word}\0".encode())
     for path in sorted([*headers().glob("common/*.h"), *headers().glob("fusion/*.h")]):
         digest.update(path.read_bytes())
     return digest.digest()
 
 
-def _key(source: str, compiler: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(_surroundings(compiler))
-    digest.update("\0".join((*flags, source)).encode())
+def _flags() -> tuple[str, ...]:
+    return *FLAGS, *CAPABILITIES[capability()]
+
+
+def key_of(source: str) -> str:
+    """The name of a source's library."""
+    digest = hashlib.sha256(_surroundings(command()))
+    digest.update("\0".join((*_flags(), source)).encode())
     return digest.hexdigest()
 
 
@@ -139,15 +161,24 @@ def _exclusively(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(source: str, compiler: str, flags: tuple[str, ...], path: Path) -> None:
+def _build(source: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         text, library = Path(folder) / "fused.cpp", Path(folder) / "fused.so"
         text.write_text(source)
-        command = [compiler, *flags, f"-I{headers()}", str(text), "-o", str(library)]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode != 0:
-            raise BuildError(f"{' '.join(command)} failed:\n{run.stderr[-2000:]}")
+        _compile([*command(), *_flags(), f"-I{headers()}", str(text), "-o", str(library)])
         content = library.read_bytes()
         with open(library, "ab") as end:
             end.write(hashlib.sha256(content).digest())
+        library.chmod(0o700)  # whatever the umask is
         os.replace(library, path)
+
+
+def _compile(call: list[str]) -> None:
+    try:
+        run = subprocess.run(call, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"the C++ compiler cannot be run ({error}); name another in CXX") from error
+    if run.returncode != 0:
+        raise BuildError(
+            f"the C++ compiler fails; name another in CXX if it is at fault:\n{' '.join(call)}\n{run.stderr[-2000:]}"
+        )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .calls import Call, plain_runs, unsuitable
+from .compiler import BuildError
 from .served import Served
 from .state import State
 from .tracing import CannotFuse, frames_to_caller
@@ -103,7 +104,7 @@ class Programs:
             )
         try:
             return Served(call, forward)
-        except CannotFuse as error:
+        except (CannotFuse, BuildError) as error:
             return Refusal(str(error), error)
         except Exception as error:  # an error of the loss itself comes again from the plain loss
             return Refusal(f"{type(error).__name__}: {error}", error)

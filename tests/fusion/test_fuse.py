@@ -246,6 +246,27 @@ def test_structures_of_arguments_and_results():
     torch.testing.assert_close(*gradients)
 
 
+def test_results_of_every_kind():
+    @fuse(strict=True)
+    def parts(x, t):
+        error = (x - t).square()
+        return {
+            "mean": error.mean(),
+            "half": [error.mean().half(), error.sum(1).bfloat16()],
+            "where": (error.argmax(1), error.max(0).indices),
+            "count": (error > 1).sum(),
+            "wrong": error > 1,
+            "short": error.int(),
+        }
+
+    x, t = pair(5, 7)
+    found, expected = (f(x.requires_grad_(), t) for f in (parts, parts.__wrapped__))
+    torch.testing.assert_close(found, expected)
+    assert {name for name, result in found.items() if getattr(result, "requires_grad", False)} == {"mean"}
+    gradients = [torch.autograd.grad(r["mean"] + r["half"][0] + r["half"][1].sum(), x)[0] for r in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-2)
+
+
 def test_in_place_on_a_result_that_backward_reads():
     def total_and_root(x):
         total = x.square().sum()
@@ -337,9 +358,11 @@ def test_a_compiled_model_that_contains_one():
             return self.loss(self.layer(x), t) + charbonnier(x, t)
 
     model = Model()
-    x, t = pair(5, 7)
-    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x, t)
-    torch.testing.assert_close(found, model(x, t))
+    compiled, (x, t) = torch.compile(model, fullgraph=True, backend="aot_eager"), pair(5, 7)
+    for model.loss.gamma in (2.0, 3.0):
+        results = [call(x, t) for call in (compiled, model)]
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*(torch.autograd.grad(result, list(model.parameters())) for result in results))
 
 
 def test_explanation_and_source(focal):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .indexing import checked
+from .lookups import checked
 
 
 def one_hot(tracer: Any, tensor: Tensor, num_classes: Any = -1) -> Tensor:

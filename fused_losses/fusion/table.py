@@ -1,4 +1,7 @@
-"""The whole table of operators: those on elements and those that reduce, and those that index."""
+"""The whole table of operators: those on elements and those that reduce, and those that move or choose elements."""
 
-from . import indexing as indexing  # puts its operators into the table
+from . import lookups as lookups  # each puts its operators into the table
+from . import pieces as pieces
+from . import reshaping as reshaping
+from . import views as views
 from .operators import OPERATORS as OPERATORS

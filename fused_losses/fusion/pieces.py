@@ -1,0 +1,205 @@
+"""Operators that put pieces of tensors beside or into each other, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .ir import Expression
+from .lowering import Lowering
+from .operators import cast, operator, promoted, with_ones
+from .reshaping import viewed
+from .values import (
+    ORIGIN,
+    Computed,
+    Extent,
+    Position,
+    Positions,
+    Scalar,
+    Value,
+    as_whole,
+    broadcast,
+    is_one,
+    product,
+    same,
+)
+from .views import dimension_of, range_of, replaced, single, slice_of
+
+
+def _within(lowering: Lowering, position: Position, start: Any, end: Any) -> Expression:
+    """Whether start <= position < end, leaving out a bound that is None."""
+    index = position.expression(lowering)
+    tests = []
+    if start is not None:
+        tests.append(lowering.make("ge", torch.bool, index, lowering.number(start, torch.int64)))
+    if end is not None:
+        tests.append(lowering.make("lt", torch.bool, index, lowering.number(end, torch.int64)))
+    return tests[0] if len(tests) == 1 else lowering.make("logical_and", torch.bool, *tests)
+
+
+@operator("constant_pad_nd")
+def _pad(tracer: Any, x: Value, padding: Sequence[Any], value: Any = 0) -> Value:
+    for k in range(len(padding) // 2):
+        before, after = padding[2 * k], padding[2 * k + 1]
+        x = _padded(x, x.ndim - 1 - k, before, after, value)
+    return x
+
+
+def _padded(x: Value, dim: int, before: Any, after: Any, value: Any) -> Value:
+    if isinstance(before, int) and before <= 0 and isinstance(after, int) and after <= 0:
+        return slice_of(None, x, dim, -before, x.shape[dim] + after)
+    x = single(x, dim)
+    size = x.shape[dim]
+    length = size + before + after
+    shape = [*x.shape[:dim], length, *x.shape[dim + 1 :]]
+    digits = [*x.digits[:dim], (length,), *x.digits[dim + 1 :]]
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        moved = positions[dim][0].moved(lowering, 1, -before, guarded=True)
+        inside = lowering.element(x, replaced(positions, dim, moved))
+        low = None if isinstance(before, int) and before <= 0 else 0
+        high = None if isinstance(after, int) and after <= 0 else size
+        return lowering.where(_within(lowering, moved, low, high), inside, lowering.number(value, x.dtype))
+
+    return Computed(shape, x.dtype, digits, element)
+
+
+@operator("cat")
+def _cat(tracer: Any, tensors: Sequence[Value], dim: int = 0) -> Value:
+    tensors = [t for t in tensors if not (t.ndim == 1 and _is_zero(t.shape[0]))] or list(tensors[:1])
+    dtype = promoted(*tensors)
+    dim = dimension_of(tensors[0], dim)
+    tensors = [as_whole(t) for t in tensors]
+    starts: list[Any] = [0]
+    for tensor in tensors:
+        starts.append(starts[-1] + tensor.shape[dim])
+    shape = [*tensors[0].shape[:dim], starts[-1], *tensors[0].shape[dim + 1 :]]
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        result = None
+        for tensor, start, end in reversed(list(zip(tensors, starts, starts[1:]))):
+            moved = positions[dim][0].moved(lowering, 1, -start, guarded=len(tensors) > 1)
+            if is_one(tensor.shape[dim]):
+                moved = ORIGIN
+            piece = lowering.cast(lowering.element(tensor, replaced(positions, dim, moved)), dtype)
+            before_end = None if result is None else _within(lowering, positions[dim][0], None, end)
+            result = piece if before_end is None else lowering.where(before_end, piece, result)  # type: ignore[arg-type]
+        assert result is not None
+        return result
+
+    return Computed(shape, dtype, None, element)
+
+
+def _is_zero(extent: Extent) -> bool:
+    return isinstance(extent, int) and extent == 0
+
+
+@operator("stack")
+def _stack(tracer: Any, tensors: Sequence[Value], dim: int = 0) -> Value:
+    dim = dim % (tensors[0].ndim + 1)
+    return _cat(tracer, [with_ones(t, [dim]) for t in tensors], dim)
+
+
+@operator("roll")
+def _roll(tracer: Any, x: Value, shifts: Any, dims: Any = ()) -> Value:
+    shifts = [shifts] if isinstance(shifts, (int, torch.SymInt)) else shifts
+    if not dims:
+        flat = viewed(tracer, x, [product(x.shape)])
+        return viewed(tracer, _roll(tracer, as_whole(flat), shifts, [0]), x.shape)
+    for shift, dim in zip(shifts, [dims] if isinstance(dims, int) else dims):
+        size = x.shape[dim]
+        start = size - shift % size
+        x = _cat(tracer, [slice_of(tracer, x, dim, start, size), slice_of(tracer, x, dim, 0, start)], dim)
+    return x
+
+
+@operator("slice_backward")
+def _slice_backward(
+    tracer: Any, grad: Value, shape: Sequence[Extent], dim: int, start: Any, end: Any, step: Any
+) -> Value:
+    return _slice_scatter(tracer, Scalar(0, grad.dtype, shape), grad, dim, start, end, step)
+
+
+@operator("slice_scatter")
+def _slice_scatter(
+    tracer: Any, x: Value, source: Value, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
+) -> Value:
+    dim = dimension_of(x, dim)
+    x, source = single(x, dim), single(source, dim)
+    size = x.shape[dim]
+    start, length = range_of(size, start, end, step)
+    if isinstance(start, int) and start == 0 and same(length, size):
+        return cast(source, x.dtype)
+    if not (isinstance(step, int) and step == 1):
+        return NotImplemented
+    shape, digits, _ = broadcast([x, Scalar(0, x.dtype, x.shape)])
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        moved = positions[dim][0].moved(lowering, 1, -start, guarded=True)
+        at = replaced(positions, dim, ORIGIN if is_one(source.shape[dim]) else moved)
+        low = None if isinstance(start, int) and start == 0 else 0
+        high = None if same(start + length, size) else length
+        inside = lowering.cast(lowering.element(source, at), x.dtype)
+        return lowering.where(_within(lowering, moved, low, high), inside, lowering.element(x, positions))
+
+    return Computed(shape, x.dtype, digits, element)
+
+
+@operator("select_backward")
+def _select_backward(tracer: Any, grad: Value, shape: Sequence[Extent], dim: int, index: Any) -> Value:
+    return _select_scatter(tracer, Scalar(0, grad.dtype, shape), grad, dim, index)
+
+
+@operator("select_scatter")
+def _select_scatter(tracer: Any, x: Value, source: Value, dim: int, index: Any) -> Value:
+    dim = dimension_of(x, dim)
+    index = index + x.shape[dim] if index < 0 else index
+    return _slice_scatter(tracer, x, with_ones(source, [dim]), dim, index, index + 1)
+
+
+@operator("diagonal_scatter")
+def _diagonal_scatter(tracer: Any, x: Value, source: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    dim1, dim2 = dimension_of(x, dim1), dimension_of(x, dim2)
+    x, source = as_whole(x), as_whole(source)
+    rest = [d for d in range(x.ndim) if d not in (dim1, dim2)]
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        row, column = positions[dim1][0], positions[dim2][0]
+        on = lowering.make(
+            "eq",
+            torch.bool,
+            row.moved(lowering, 1, offset).expression(lowering),
+            column.expression(lowering),
+        )
+        along = row.moved(lowering, 1, -max(-offset, 0), guarded=True)
+        at = tuple(positions[d] for d in rest) + ((ORIGIN if is_one(source.shape[-1]) else along,),)
+        inside = lowering.cast(lowering.element(source, at), x.dtype)
+        return lowering.where(on, inside, lowering.element(x, positions))
+
+    return Computed(x.shape, x.dtype, [(n,) for n in x.shape], element)
+
+
+@operator("diagonal_backward")
+def _diagonal_backward(tracer: Any, grad: Value, shape: Sequence[Extent], *where: int) -> Value:
+    return _diagonal_scatter(tracer, Scalar(0, grad.dtype, shape), grad, *where)
+
+
+def _triangle(lower: bool) -> Callable[..., Value]:
+    def handler(tracer: Any, x: Value, diagonal: int = 0) -> Value:
+        x = single(x, x.ndim - 1, x.ndim - 2)
+
+        def element(lowering: Lowering, positions: Positions) -> Expression:
+            row, column = (positions[d][0].expression(lowering) for d in (-2, -1))
+            last = lowering.binary("add", torch.int64, row, lowering.number(diagonal, torch.int64))
+            inside = lowering.make("le" if lower else "ge", torch.bool, column, last)
+            return lowering.where(inside, lowering.element(x, positions), lowering.number(0, x.dtype))
+
+        return Computed(x.shape, x.dtype, x.digits, element)
+
+    return handler
+
+
+operator("tril")(_triangle(True))
+operator("triu")(_triangle(False))

@@ -60,9 +60,16 @@ def compared(fused, plain, sample):
 
 @each(CORPUS)
 def test_equals_the_plain_loss(entry):
+    """And leaves to torch what it says."""
     sample = entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)])))
     plain = entry.build()
-    check_loss(fuse(plain, strict=True), plain, [sample], dtypes=[torch.float32], checks=CHECKS)
+    loss = fuse(plain, strict=True)
+    check_loss(loss, plain, [sample], dtypes=[torch.float32], checks=CHECKS)
+    run(loss, sample, torch.float32).sum().backward()
+    explanation = loss.explain()
+    assert explanation.reason is None
+    left = {name for name in entry.left_to_torch if any(name in extern for extern in explanation.externs)}
+    assert left == set(entry.left_to_torch) and bool(left) == bool(explanation.externs), str(explanation)
 
 
 @each(CORPUS[::3])
@@ -72,16 +79,6 @@ def test_small_shapes_and_other_dtypes(entry):
     dtype = dtypes[CORPUS.index(entry) // 3 % len(dtypes)]
     plain = entry.build()
     check_loss(fuse(plain, strict=True), plain, entry.samples()[-1:], dtypes=[dtype], checks=["gradient", "value"])
-
-
-@each(CORPUS)
-def test_what_is_left_to_torch(entry):
-    loss = fuse(entry.build(), strict=True)
-    run(loss, entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)]))), torch.float32).sum().backward()
-    explanation = loss.explain()
-    assert explanation.reason is None
-    left = {name for name in entry.left_to_torch if any(name in extern for extern in explanation.externs)}
-    assert left == set(entry.left_to_torch) and bool(left) == bool(explanation.externs), str(explanation)
 
 
 @each(modules(lambda loss: any(True for _ in loss.parameters())))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .expressions import identifier, size_of
+import torch
+
+from .expressions import identifier
 from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass, inner_size
 from .schedule import Kernel, loads, memory_order, nodes, reads, schedule
@@ -19,6 +21,7 @@ class Call:
     name: str
     operands: tuple[str, ...]  # buffers with sizes and strides, which it reads or whose sizes it needs
     results: tuple[str, ...]  # contiguous buffers that it fills
+    scratch: tuple[Buffer, ...]  # contiguous memory that it needs while it runs
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Run:
     def made(self) -> dict[str, Buffer]:
         return _buffers(self.kernels)
 
+    @property
+    def scratch(self) -> tuple[Buffer, ...]:
+        """What is kept for the time of the call and may be large: torch's memory, as results are."""
+        kept = [b for b in self.made.values() if b.name in self.memory.stored and b.name not in self.results]
+        return tuple(replace(buffer, dtype=held(buffer, self.memory)) for buffer in kept if buffer.sizes)
+
+
+def held(buffer: Buffer, memory: Memory) -> torch.dtype:
+    """What the numbers of a buffer are kept as: outside of tensors, those of half precision in fp32."""
+    is_tensor = buffer.name in memory.strided or buffer.name in memory.returned
+    is_half = buffer.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if is_half and not is_tensor else buffer.dtype
+
 
 def source_of(program: Program) -> Source:
     steps: list[Call | Extern] = []
@@ -50,7 +66,7 @@ def source_of(program: Program) -> Source:
         if isinstance(step, Extern):
             steps.append(step)
             continue
-        call = Call(f"fused_{len(texts)}", step.operands, step.results)
+        call = Call(f"fused_{len(texts)}", step.operands, step.results, step.scratch)
         texts.append(_function(call.name, step, program.parameters))
         steps.append(call)
     return Source("\n".join(['#include "fusion/passes.h"', *texts]), tuple(steps))
@@ -153,7 +169,7 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
 
 
 def _function(name: str, run: Run, parameters: Sequence[str]) -> str:
-    operands, results, memory, made = run.operands, run.results, run.memory, run.made
+    operands, memory, made = run.operands, run.memory, run.made
     stages = [stage for kernel in run.kernels for stage in kernel.stages]
     passes, calls = [], []
     for k, kernel in enumerate(run.kernels):
@@ -161,7 +177,7 @@ def _function(name: str, run: Run, parameters: Sequence[str]) -> str:
         passes.append(lines)
         calls += call
     arguments = _arguments(operands, made, memory, parameters)
-    unpacked = [*_unpacked(operands, results, made, memory, parameters), *_unread(stages, operands, memory)]
+    unpacked = [*_unpacked(run, parameters), *_unread(stages, operands, memory)]
     body = [
         f'extern "C" __attribute__((visibility("default"))) int32_t {name}(void* const* data, const int64_t* layout, '
         "const double* parameters, ParallelFor parallel_for) {",
@@ -190,27 +206,25 @@ def _arguments(
     return [*lines, "};"]
 
 
-def _unpacked(
-    operands: Sequence[str], results: Sequence[str], made: dict[str, Buffer], memory: Memory, parameters: Sequence[str]
-) -> list[str]:
+def _unpacked(run: Run, parameters: Sequence[str]) -> list[str]:
+    memory, given = run.memory, (*run.operands, *run.results, *(buffer.name for buffer in run.scratch))
     lines = ["int32_t failed = 0;", "Arguments a;", "a.parallel_for = parallel_for;", "a.failed = &failed;"]
     position = 0
-    for k, name in enumerate((*operands, *results)):
+    for k, name in enumerate(given):
         kind = memory.stored_type(name)
         lines.append(
             f"a.data_{identifier(name)} = static_cast<{'const ' if name in memory.strided else ''}{kind}*>(data[{k}]);"
         )
-        if name in operands:
+        if name in run.operands:
             for what in ("size", "stride"):
                 for dimension in range(len(memory.buffers[name].sizes)):
                     lines.append(f"a.{what}_{identifier(name)}_{dimension} = layout[{position}];")
                     position += 1
     lines += [f"a.parameter_{identifier(name)} = parameters[{k}];" for k, name in enumerate(parameters)]
-    for name in made:
-        if name in memory.stored and name not in results:
-            count = " * ".join(size_of(size) for size in made[name].sizes) or "1"
-            lines.append(f"const Memory<{memory.stored_type(name)}> memory_{identifier(name)}({count});")
-            lines.append(f"a.data_{identifier(name)} = memory_{identifier(name)};")
+    for name in run.made:
+        if name in memory.stored and name not in given:
+            lines.append(f"{memory.stored_type(name)} value_{identifier(name)};")
+            lines.append(f"a.data_{identifier(name)} = &value_{identifier(name)};")
     return lines
 
 

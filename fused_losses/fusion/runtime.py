@@ -70,8 +70,10 @@ class _Kernels:
         self._function = getattr(library, call.name)
         self._function.restype = ctypes.c_int32
         self._operands = call.operands
-        self._results = [(name, _shape(buffers[name].sizes), buffers[name].dtype) for name in call.results]
-        self._pointers = ctypes.c_void_p * (len(call.operands) + len(call.results))
+        filled = [*(buffers[name] for name in call.results), *call.scratch]
+        self._results = [(buffer.name, _shape(buffer.sizes), buffer.dtype) for buffer in filled]
+        self._scratch = [buffer.name for buffer in call.scratch]
+        self._pointers = ctypes.c_void_p * (len(call.operands) + len(filled))
         self._parameters = ctypes.c_double * parameters
         self._plans: dict[Any, _Plan] = {}
 
@@ -83,7 +85,10 @@ class _Kernels:
             tensors[name] = tensor = allocate(shape, dtype=dtype)
             operands.append(tensor)
         pointers = self._pointers(*[tensor.data_ptr() for tensor in operands])
-        if self._function(pointers, layout, self._parameters(*parameters), _parallel_for()):
+        failed = self._function(pointers, layout, self._parameters(*parameters), _parallel_for())
+        for name in self._scratch:
+            del tensors[name]
+        if failed:
             raise IndexError(
                 "an index of the loss is out of range; with integer targets, check them against the classes"
             )

@@ -7,16 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from .cpp import Run, laid_out, needed
+from .cpp import Run, held, laid_out, needed
 from .ir import Buffer, Expression, Extern, Index, Program, Stage
 from .schedule import Kernel, domain, loads, nodes, unified
 from .sizes import evaluate
 
 Shapes = Mapping[str, Sequence[int]]
-# What numbers of half precision are held as between the passes of one function.
-WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,12 @@ def _of_pass(kernel: Kernel, run: Run, shapes: Shapes) -> Traffic:
     memory, made = run.memory, [stage.buffer for stage in kernel.stages]
     own = {buffer.name for buffer in made}
 
-    def held(name: str, elements: int) -> int:
-        dtype = memory.buffers[name].dtype
-        is_tensor = name in memory.strided or name in memory.returned
-        return elements * (dtype if is_tensor else WIDE.get(dtype, dtype)).itemsize
+    def bytes_in(name: str, elements: int) -> int:
+        return elements * held(memory.buffers[name], memory).itemsize
 
     elements = _elements_read(kernel.stages, memory.buffers, shapes)
-    reads = {name: held(name, count) for name, count in elements.items() if name not in own}
-    return Traffic(reads, {b.name: held(b.name, numel(b, shapes)) for b in made if b.name in memory.stored})
+    reads = {name: bytes_in(name, count) for name, count in elements.items() if name not in own}
+    return Traffic(reads, {b.name: bytes_in(b.name, numel(b, shapes)) for b in made if b.name in memory.stored})
 
 
 def _elements_read(stages: Iterable[Stage], buffers: Mapping[str, Buffer], shapes: Shapes) -> dict[str, int]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_losses import fuse
+from fused_losses.testing import peak_bytes
 
 
 def explained(loss, *tensors, wanted=(0,)):
@@ -48,10 +49,12 @@ def test_what_is_kept_between_passes():
         hot = torch.tanh(x * 2).exp().sigmoid()
         return (hot[2:] * hot[1:-1] * hot[:-2] + hot[2:].sin()).sum()
 
+    loss, x = fuse(blurred, strict=True), torch.randn(9999).bfloat16()
     with torch.no_grad():
-        found = explained(blurred, torch.randn(999).bfloat16(), wanted=())
-    assert found.forward.least == 2 * 999 + 2 and found.forward.moved == found.forward.least + 2 * 4 * 999
-    assert found.backward is None
+        found = loss.explain(x)
+        assert found.forward.least == 2 * 9999 + 2 and found.forward.moved == found.forward.least + 2 * 4 * 9999
+        assert found.backward is None
+        assert 4 * 9999 <= peak_bytes(lambda: loss(x)) < 4 * 9999 + 1024
 
 
 def test_what_torch_runs():

@@ -45,7 +45,7 @@ def test_a_fused_loss():
     single = {cost.contender: cost for cost in report.costs if cost.dtype is torch.float32}
     gradients = 2 * 50 * 40 * 4
     assert gradients <= single["ours"].peak < single["eager"].peak
-    assert all(0 < cost.seconds < 0.1 and cost.ratio > 0 for cost in report.costs)
+    assert all(0 < cost.seconds < 1 and cost.ratio > 0 for cost in report.costs)
     lines = str(report).splitlines()
     assert lines[0].startswith("check") and "sample 0 in float64" in lines and "sample 0 in float32" in lines
     assert sum(line.split()[0] in ("ours", "eager", "torch.compile") for line in lines) == 6
@@ -95,7 +95,7 @@ def test_what_is_left_on_a_gpu_is_waited_for(monkeypatch):
             time.sleep(waiting.pop())
 
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
-    steps = {"long": lambda: waiting.append(4e-3), "short": lambda: waiting.append(2e-3)}
+    steps = {"long": lambda: waiting.append(8e-3), "short": lambda: waiting.append(2e-3)}
     taken = measure.rounds(steps, reset=lambda: None, device="cuda:1", seconds=0.03)
-    assert all(min(taken[name]) >= least for name, least in {"long": 4e-3, "short": 2e-3}.items())
+    assert all(min(taken[name]) >= least for name, least in {"long": 8e-3, "short": 2e-3}.items())
     assert measure.median_ratio(taken["long"], taken["short"]) > 1.3

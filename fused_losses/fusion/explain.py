@@ -50,8 +50,9 @@ def explained(programs: Programs) -> Explanation:
     if isinstance(last, Refusal):
         return Explanation(last.reason, (), f"runs as plain torch: {last.reason}")
     lowered, language, device = last.lowered, last.forward.language, str(last.device)
+    given = [shape for _, shape in programs.last_key[-len(last.names) :]]
     names = [buffer.name for buffer in lowered.forward.inputs]
-    shapes = dict(zip(names, [*programs.last_shapes, *(constant.shape for constant in last.constants)]))
+    shapes = dict(zip(names, [*given, *(constant.shape for constant in last.constants)]))
     saved = {name: bytes_of(lowered.forward.buffers[name], shapes) for name in lowered.saved}
     forward, lines = _work(lowered.forward, lowered.saved, shapes)
     text = [f"{language} on {device}", f"forward: {_moves(forward)}", *lines]

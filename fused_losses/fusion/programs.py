@@ -32,7 +32,7 @@ class Programs:
     def __init__(self, strict: bool):
         self.strict = strict
         self.last: Served | Refusal | None = None  # what the last call came to
-        self.last_shapes: list[torch.Size] = []  # of its tensors, where it was served
+        self.last_key: Any = ()  # of the last call that was served, at whose end are its tensors' dtypes and shapes
         self._state: State | None = None
         self._exact: dict[Any, list[Served]] = {}
         self._patterns: dict[Any, list[Served]] = {}
@@ -48,7 +48,7 @@ class Programs:
         call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
         served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
         if call is not None and isinstance(served, Served):
-            self.last, self.last_shapes = served, [tensor.shape for tensor in call.tensors]
+            self.last, self.last_key = served, call.key
             return served.run(call.tensors, call.numbers, any(call.requires_grad))
         own = (loss,) if isinstance(loss, torch.nn.Module) else ()
         result = forward(*own, *arguments, **keywords)  # if the arguments are wrong, its error is the one to raise

@@ -1,4 +1,4 @@
-"""Builds C++ sources with the machine's compiler, once for everybody: a cache on disk, by content."""
+"""Keeps generated sources and what is built of them, once for everybody: a cache on disk, by content."""
 
 from __future__ import annotations
 
@@ -62,6 +62,22 @@ def load(source: str) -> ctypes.CDLL:
         raise BuildError(
             f"the cache {path.parent} cannot be used ({error}); name another folder in FUSED_LOSSES_CACHE"
         ) from error
+
+
+def python_file(source: str) -> Path:
+    """The file in which a generated Python source lies; written now if it is not there or not whole.
+
+    Raises:
+        BuildError: if the cache cannot be trusted.
+    """
+    path = cache_folder() / f"{hashlib.sha256(source.encode()).hexdigest()}.py"
+    content = source.encode()
+    if not (path.is_file() and path.read_bytes() == content):
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            written.write_bytes(content)
+            os.replace(written, path)
+    return path
 
 
 @functools.cache

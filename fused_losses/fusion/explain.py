@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .cpp import source_of as cpp_source
 from .ir import Expression, Extern, Program, Size, Stage
 from .programs import Programs, Refusal
 from .schedule import Kernel, nodes
 from .served import Served
 from .traffic import Shapes, Traffic, bytes_of, computes, least, traffic
+from .triton.source import source_of as triton_source
+
+SOURCES = {"cpp": cpp_source, "triton": triton_source}
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,16 @@ def _last(programs: Programs) -> Served | Refusal:
 def source_of(programs: Programs, language: str) -> str:
     """
     Raises:
-        RuntimeError: before the first call, and where the plain loss runs.
+        RuntimeError: before the first call, where the plain loss runs, and where the language lacks an operation.
         ValueError: for a language that is not generated.
     """
     last = _last(programs)
-    if language != "cpp":
-        raise ValueError(f"source is generated in cpp, got {language!r}")
+    if language not in SOURCES:
+        raise ValueError(f"source is generated in {' and '.join(SOURCES)}, got {language!r}")
     if isinstance(last, Refusal):
         raise RuntimeError(f"there is no source, as the plain loss runs: {last.reason}")
-    parts = [last.forward.source, *([last.backward.source] if last.backward is not None else [])]
-    return "\n".join(parts)
+    programs_of_last = (last.lowered.forward, last.lowered.backward)
+    return "\n".join(SOURCES[language](program).text for program in programs_of_last if program is not None)
 
 
 def _work(program: Program, saved: tuple[str, ...], shapes: Shapes) -> tuple[Work, list[str]]:

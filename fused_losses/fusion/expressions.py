@@ -107,8 +107,8 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
         return f"{x} != 0" if node.dtype is torch.bool else f"static_cast<{kind}>({x})"
     if op == "where":
         return f"{x} ? {arguments[1]} : {arguments[2]}"
-    if op == "pow" and (simple := _simple_power(node)) is not None:
-        return simple.format(x=x, one=constant(1, node.dtype))
+    if op == "pow" and (power := simple_power(node)) in _POWERS:
+        return _POWERS[power].format(x=x, one=constant(1, node.dtype))
     if op in _SHORT | _LONG:
         return f"{'' if varies or op in _SHORT else 'apart::'}{op}_({', '.join(arguments)})"
     if op == "neg":
@@ -122,10 +122,11 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
     )
 
 
-def _simple_power(node: Expression) -> str | None:
+def simple_power(node: Expression) -> float | None:
+    """The exponent of a floating power, where it is a constant."""
     exponent = node.arguments[1]
     while exponent.op == "cast":
         exponent = exponent.arguments[0]
     if exponent.op != "constant" or not node.dtype.is_floating_point:
         return None
-    return _POWERS.get(float(exponent["value"]))
+    return float(exponent["value"])

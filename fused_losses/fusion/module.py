@@ -17,9 +17,9 @@ from .programs import Programs
 def fuse(loss: Any = None, *, strict: bool = False) -> Any:
     """Runs a loss that is written in plain torch as fused kernels, with exact gradients.
 
-    The loss is traced once for each pattern of ranks, dtypes and equal sizes, and C++ is generated for its value and
-    its gradient. Hyper-parameters, ``reduction`` and learnable parameters are read in every call. What cannot be
-    fused says why, once, in a warning, and runs as it is written.
+    The loss is traced once for each pattern of ranks, dtypes and equal sizes, and C++, or Triton for a GPU, is
+    generated for its value and its gradient. Hyper-parameters, ``reduction`` and learnable parameters are read in
+    every call. What cannot be fused says why, once, in a warning, and runs as it is written.
 
     Args:
         loss: an ``nn.Module``, a function of tensors, or (as a decorator) a class of modules.
@@ -79,7 +79,7 @@ class Fused:
         return explained(self._fusion)
 
     def source(self, language: str = "cpp") -> str:
-        """The kernels of the last call."""
+        """The kernels of the last call, in ``"cpp"`` or ``"triton"``, whichever ran."""
         return source_of(self._fusion, language)
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ def _members(plain: Callable[..., Any]) -> dict[str, Any]:
         return explained(_programs(self))
 
     def source(self: Any, language: str = "cpp") -> str:
-        """The kernels of the last call."""
+        """The kernels of the last call, in ``"cpp"`` or ``"triton"``, whichever ran."""
         return source_of(_programs(self), language)
 
     return {"forward": forward, "_plain_forward": plain, "explain": explain, "source": source}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import loading
+from ..backends.triton import unavailable_reason as triton_unavailable_reason
 from . import compiler, cpp
 from .ir import Buffer, Extern, Program, Read, Size
 from .sizes import ARITHMETIC
@@ -21,30 +22,23 @@ LARGE = 8 << 20  # bytes from which memory that was used before is worth asking 
 MOST_LAYOUTS = 1024  # of operands, that are remembered
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
 _Plan = tuple[Any, list[tuple[str, Callable[..., Tensor], Sequence[int], torch.dtype]]]  # the layout, and results
+Step = Callable[[dict[str, Tensor], Sequence[float]], None]  # adds what it makes to the tensors
 
 
 class Compiled:
-    """A program as built kernels; ``source`` is their C++."""
+    """A program as built kernels of a language, which run in steps."""
 
-    language = "C++"
-
-    def __init__(self, program: Program) -> None:
-        source = cpp.source_of(program)
-        library = compiler.load(source.text) if any(isinstance(step, cpp.Call) for step in source.steps) else None
-        buffers = program.buffers
-        self.source = source.text
+    def __init__(self, program: Program, language: str, steps: Sequence[Step]) -> None:
+        self.language = language
         self._inputs = tuple(buffer.name for buffer in program.inputs)
         self._outputs = program.outputs
-        self._steps = [
-            _Operator(step) if isinstance(step, Extern) else _Kernels(step, library, buffers, len(program.parameters))
-            for step in source.steps
-        ]
+        self._steps = steps
 
     def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[float] = ()) -> list[Tensor]:
         """The outputs, in order.
 
         Raises:
-            IndexError: if an index that the program reads is out of range.
+            IndexError: if an index that the program reads is out of range, on the CPU.
         """
         tensors = dict(zip(self._inputs, inputs))
         for step in self._steps:
@@ -53,14 +47,31 @@ class Compiled:
 
 
 def compile_program(program: Program, device: torch.device) -> Compiled:
-    """Kernels of a program for tensors on a device.
+    """Kernels of a program for tensors on a device: C++ on the CPU, Triton on GPUs.
 
     Raises:
         BuildError: if they cannot be built here.
     """
-    if device.type != "cpu":
-        raise compiler.BuildError(f"there are no generated kernels for {device.type} tensors")
-    return Compiled(program)
+    if device.type == "cpu":
+        return _in_cpp(program)
+    reason = triton_unavailable_reason(device.type)
+    if torch.version.hip is not None:
+        reason = "they call CUDA's libdevice, which AMD GPUs do not have"
+    if reason is not None:
+        raise compiler.BuildError(f"there are no generated kernels for {device.type} tensors here: {reason}")
+    from .triton.runtime import in_triton  # imports Triton, which takes a while
+
+    return in_triton(program)
+
+
+def _in_cpp(program: Program) -> Compiled:
+    source = cpp.source_of(program)
+    library = compiler.load(source.text) if any(isinstance(step, cpp.Call) for step in source.steps) else None
+    buffers, count = program.buffers, len(program.parameters)
+    steps = [
+        Operator(step) if isinstance(step, Extern) else _Kernels(step, library, buffers, count) for step in source.steps
+    ]
+    return Compiled(program, "C++", steps)
 
 
 class _Kernels:
@@ -107,7 +118,7 @@ class _Kernels:
         return plan
 
 
-class _Operator:
+class Operator:
     """An operator that torch runs between kernels."""
 
     def __init__(self, extern: Extern) -> None:
@@ -125,25 +136,26 @@ def _given(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, Read):
         return tensors[value.name]
     if isinstance(value, Size):
-        return _number(value)(tensors)
+        return number_of(value)(tensors)
     if isinstance(value, (list, tuple)):
         return [_given(item, tensors) for item in value]
     return value
 
 
-def _number(size: Size) -> Callable[[Mapping[str, Tensor]], int]:
+def number_of(size: Size) -> Callable[[Mapping[str, Tensor]], int]:
+    """The function that gives a size, of the tensors by name."""
     if size.op == "const":
         return lambda tensors: size.value
     if size.op == "size":
         name, dimension = size.value
         return lambda tensors: tensors[name].shape[dimension]
-    x, y = map(_number, size.arguments)
+    x, y = map(number_of, size.arguments)
     combine = ARITHMETIC[size.op]
     return lambda tensors: combine(x(tensors), y(tensors))
 
 
 def _shape(sizes: tuple[Size, ...]) -> Sizes:
-    numbers = [_number(size) for size in sizes]
+    numbers = [number_of(size) for size in sizes]
     return lambda tensors: [number(tensors) for number in numbers]
 
 

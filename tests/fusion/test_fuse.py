@@ -12,6 +12,8 @@ from torch import nn
 
 import fused_losses
 from fused_losses import fuse
+from fused_losses.fusion import runtime
+from fused_losses.fusion.compiler import BuildError, python_file
 from fused_losses.fusion.programs import MOST_TRACES
 from fused_losses.testing import check_loss
 
@@ -370,12 +372,36 @@ def test_explanation_and_source(focal):
     explanation = focal.explain()
     assert explanation.reason is None and not explanation.externs and "sum over" in str(explanation)
     assert "extern" in focal.source("cpp")
+    for text in focal.source("triton").split('"""Kernels of a fused loss, generated."""')[1:]:
+        compile(text, "source", "exec")
+        assert "tl.store(" in text
     with pytest.raises(ValueError, match="cpp"):
         focal.source("fortran")
     with pytest.raises(RuntimeError, match="call the loss first"):
         fuse(Focal()).explain()
     partly = fuse(lambda x: (x @ x.t()).exp().mean(), strict=True)
     assert partly.explain(torch.ones(3, 2)).externs == ("aten.mm.default",)
+
+
+def test_devices_without_kernels_say_why(focal, monkeypatch):
+    program = focal._fusion.last.lowered.forward
+    with pytest.raises(BuildError, match="meta tensors here: it runs on cuda tensors"):
+        runtime.compile_program(program, torch.device("meta"))
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    with pytest.raises(BuildError, match="AMD"):
+        runtime.compile_program(program, torch.device("cuda"))
+
+
+def test_generated_python_is_kept_and_repaired(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_LOSSES_CACHE", str(tmp_path / "cache"))
+    path = python_file("x = 1\n")
+    assert path.read_text() == "x = 1\n" and python_file("x = 1\n") == path != python_file("x = 2\n")
+    path.write_text("x = ")
+    python_file("x = 1\n")
+    assert path.read_text() == "x = 1\n" and len(list(path.parent.iterdir())) == 2
+    path.parent.chmod(0o777)
+    with pytest.raises(BuildError, match="chmod 700"):
+        python_file("x = 1\n")
 
 
 def test_copies_keep_strictness_and_build_for_themselves(focal):

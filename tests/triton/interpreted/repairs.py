@@ -1,12 +1,16 @@
 """Makes Triton's interpreter say what a GPU says: rounding and products of bf16, fp64 scalars, NaN in maxima, log(0).
 
+It has no libdevice; torch's functions of the same names stand in for it.
+
 Imported by conftest before any kernel. test_repairs.py fails if Triton's internals change under it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 import triton.language as tl
+from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
 Handle, Builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
@@ -45,10 +49,14 @@ def cast(self, source, to):
 
 
 def binary(self, left, right, operation):
-    if not (is_bfloat16(left) or is_bfloat16(right)):
-        return stock_binary(self, left, right, operation)
-    result = operation(widened(left), widened(right))
-    return Handle(result if result.dtype == bool else to_bfloat16(result), left.dtype.scalar)
+    if is_bfloat16(left) or is_bfloat16(right):
+        result = operation(widened(left), widened(right))
+        result = Handle(result if result.dtype == bool else to_bfloat16(result), left.dtype.scalar)
+    else:
+        result = stock_binary(self, left, right, operation)
+    if result.data.dtype == bool:
+        result.dtype = tl.int1  # the interpreter leaves what was compared, which a broadcast of one goes by
+    return result
 
 
 def unary(self, argument, operation):
@@ -69,7 +77,31 @@ def convert(argument):
     return stock_convert(argument)
 
 
+FUNCTIONS = """
+    exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh acosh atanh erf erfc erfinv
+    lgamma rsqrt trunc atan2 hypot copysign pow fmod
+"""
+STAND_INS = {name: getattr(torch, name) for name in FUNCTIONS.split()}
+STAND_INS |= {"div_rn": torch.div, "sqrt_rn": torch.sqrt, "rint": torch.round}
+
+
+def stand_in(function):
+    """An elementwise function of tensors of one dtype, as libdevice has them."""
+
+    def call(*arguments):
+        (dtype,) = {argument.dtype.scalar for argument in arguments}
+        assert dtype in (tl.float32, tl.float64), f"libdevice has no function of {dtype}"
+        result = function(*(torch.from_numpy(np.ascontiguousarray(argument.handle.data)) for argument in arguments))
+        shapes = [argument.shape for argument in arguments if argument.type.is_block()]
+        kind = tl.block_type(dtype, list(np.broadcast_shapes(*shapes))) if shapes else dtype
+        return tl.tensor(Handle(result.numpy(), dtype), kind)
+
+    return call
+
+
 def install() -> None:
+    for name, function in STAND_INS.items():
+        setattr(libdevice, name, stand_in(function))
     Builder.cast_impl, Builder.binary_op, Builder.unary_op = cast, binary, unary
     Builder.create_dot = dot
     # The hardware's maximum drops NaN unless told otherwise.

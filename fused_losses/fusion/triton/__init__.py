@@ -1,0 +1,1 @@
+"""Triton kernels of a program: planned as tiles, written as source, launched."""

@@ -1,0 +1,278 @@
+"""Triton of one nest of a tile: the values of its stages, and the loops around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..expressions import identifier
+from ..ir import Expression, Index, Size, Stage
+from ..schedule import nodes, plain_axis
+from .expressions import COMPUTED, literal, operation, typed
+from .numbers import Term, product
+from .reductions import REDUCTIONS
+from .spaces import LANE, ROW, STEP, Space, indented
+from .tiles import PART, PROGRAM, Nest, reduced
+
+if TYPE_CHECKING:
+    from .kernels import Writer
+
+ZERO, ONE = Size("const", 0), Size("const", 1)
+
+
+class Value(NamedTuple):
+    """A name or a literal, and what it differs along."""
+
+    text: str
+    along: frozenset[str]
+
+
+class NestWriter:
+    """The source of one nest."""
+
+    def __init__(self, of: Writer, nest: Nest, space: Space) -> None:
+        self.of, self.nest, self.space = of, nest, space
+        self.steps = Space(STEP, "steps", nest.steps)
+        self.kinds = {axis.name: of.rows for axis in of.tile.rows}
+        self.kinds |= {axis.name: space for axis in nest.lanes} | {axis.name: self.steps for axis in nest.steps}
+        self.pre: list[str] = [_note(stage) for stage in nest.stages]  # for the rows
+        self.begin: list[str] = []  # before the inner loop
+        self.body: list[str] = []
+        self.end: list[str] = []  # after the inner loop
+        self.known: dict[str, Value] = {}
+        self.values: dict[int, Value] = {}
+        self.inside: dict[int, Value] = {}  # of a checked index, whether it is in range
+        if any(self._is_in_memory(load) for stage in nest.stages for load in nodes(stage.expression)):
+            self.pre.append("tl.debug_barrier()  # other threads may have written what is read")
+        for stage in nest.stages:
+            for node in nodes(stage.expression):
+                self.values[id(node)] = self._value(node)
+            self._result(stage)
+        self.lines = self._looped()
+
+    def _is_in_memory(self, node: Expression) -> bool:
+        source = self.of.made.get(node["buffer"]) if node.op == "load" else None
+        return source is not None and not self.of.tile.is_point(source)
+
+    def _looped(self) -> list[str]:
+        """The loops of a nest; lanes or steps are the inner one."""
+        loops = [self._along_lanes()] if self.nest.lanes else []
+        if self.nest.steps:
+            head = ["at = tl.cast(step, tl.int64)", *self.steps.decoded("at", self.of.numbers)]
+            line = f"for step in range(0, {self.steps.extent(self.of.numbers)}):"
+            loops.insert(1 if self.nest.is_steps_inside else 0, (line, head))
+        body = [*self.begin, *self.body, *self.end]
+        if loops:
+            line, head = loops.pop()
+            body = [*self.begin, line, *indented([*head, *self.body]), *self.end]
+        for line, head in loops:
+            body = [line, *indented([*head, *body])]
+        return [*self.pre, *body]
+
+    def _along_lanes(self) -> tuple[str, list[str]]:
+        """The loop over blocks of lanes, and what stands at its beginning."""
+        count, position = self.space.extent(self.of.numbers), self.space.name
+        is_shared = self.of.tile.shares == "lanes"
+        bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, tl.cast({count}, tl.int64), COLS"
+        spread = "tl.arange(0, COLS)[None, :]" if self.of.tile.rows else "tl.arange(0, COLS)"
+        head = [f"{position} = start + {spread}.to(tl.int64)", f"lane_mask = {position} < {count}"]
+        head += ["mask = row_mask & lane_mask"] if self.of.tile.rows else []
+        return f"for start in range({bounds}):", [*head, *self.space.decoded(position, self.of.numbers)]
+
+    # Values
+
+    def _assign(self, text: str, along: frozenset[str]) -> Value:
+        known, lines = (self.of.known, self.pre) if along <= {ROW} else (self.known, self.body)
+        if text not in known:
+            known[text] = Value(self.of.name(), along)
+            lines.append(f"{known[text].text} = {text}")
+        return known[text]
+
+    def _value(self, node: Expression) -> Value:
+        if node.op == "load":
+            return self._load(node)
+        if node.op == "constant":
+            return Value(literal(node["value"], node.dtype), frozenset())
+        if node.op == "parameter":
+            self.of.parameters[node["name"]] = None
+            return self._assign(f"tl.cast({identifier(node['name'])}, {COMPUTED[node.dtype]})", frozenset())
+        if node.op == "size":
+            size = self.of.numbers.size(node["value"])
+            return self._assign(f"tl.cast({size}, {COMPUTED[node.dtype]})", frozenset())
+        if node.op == "index":
+            return self._position(node["value"])
+        arguments = [self.values[id(argument)] for argument in node.arguments]
+        if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == COMPUTED[node.dtype]:
+            return arguments[0]
+        if node.op == "checked":
+            return self._checked(node, arguments[0])
+        return self._assign(operation(node, [value.text for value in arguments]), _union(arguments))
+
+    def _checked(self, node: Expression, index: Value) -> Value:
+        text = typed(index.text, node.dtype)
+        inside = self._assign(self._is_inside(text, node["size"]), index.along)
+        self.inside[id(node)] = inside
+        return self._assign(f"tl.where({inside.text}, {text}, 0)", index.along)
+
+    def _is_inside(self, index: str, size: Size) -> str:
+        return f"({index} >= 0) & ({index} < {self.of.numbers.size(size)})"
+
+    def _axis(self, name: str) -> Value:
+        """The place along an axis."""
+        space = self.kinds.get(name)
+        text = {PART: "part", PROGRAM: "program"}.get(name, name)
+        return Value(text, frozenset() if space is None else frozenset({space.kind}))
+
+    def _position(self, index: Index) -> Value:
+        """A position along axes."""
+        parts, axes = [], [self._axis(name) for name, _ in index.terms]
+        for axis, (name, factor) in zip(axes, index.terms):
+            if name in self.kinds:
+                self.kinds[name].keeps_axes = True
+            number = self.of.numbers.size(factor) if isinstance(factor, Size) else str(factor)
+            parts.append(axis.text if number == "1" else f"{axis.text} * {number}")
+        if index.offset != ZERO or not parts:
+            parts.append(self.of.numbers.size(index.offset))
+        return self._assign(f"tl.cast({' + '.join(parts)}, tl.int64)", _union(axes))
+
+    def _pointer(self, name: str, indices: Sequence[Index | Expression]) -> Value:
+        """Where an element is."""
+        buffer, numbers = identifier(name), self.of.numbers
+        self.of.operands[name] = None
+        start, by_axis = _strides(name, indices)
+        is_of_parts = PART in by_axis or PROGRAM in by_axis  # how many there are must not ask for another kernel
+        moves = {
+            axis: numbers.name(tuple(terms), f"{buffer}_{axis}", is_of_parts and axis not in (PART, PROGRAM))
+            for axis, terms in by_axis.items()
+        }
+        for space in {id(s): s for s in map(self.kinds.get, moves) if s is not None}.values():
+            space.views.append(tuple(moves.get(axis.name) for axis in space.axes))
+        parts = [buffer, *([numbers.name(tuple(start), f"{buffer}_start")] if start else [])]
+        places = [(self._axis(axis), number) for axis, number in moves.items()]
+        for dimension, index in enumerate(indices):
+            if isinstance(index, Expression):
+                number = numbers.name(((ONE, (name, dimension)),), f"{buffer}_stride{dimension}")
+                places.append((self.values[id(index)], number))
+        parts += [f"{place.text} * {number}" for place, number in places]
+        return Value(" + ".join(parts), _union([place for place, _ in places]))
+
+    def _mask(self, along: frozenset[str]) -> list[str]:
+        rows, lanes = ROW in along and bool(self.of.tile.rows), LANE in along
+        return ["mask" if rows and lanes else "row_mask"] if rows else ["lane_mask"] if lanes else []
+
+    def _load(self, node: Expression) -> Value:
+        name = node["buffer"]
+        source = self.of.made.get(name)
+        if source is not None and self.of.tile.is_point(source):
+            return self.of.locals[name]
+        pointer, along = self._pointer(name, node["index"])
+        conditions = [*self._mask(along), *(self._guards(node) if node["guarded"] else [])]
+        masked = f", mask={' & '.join(conditions)}, other=0" if conditions else ""
+        return self._assign(f"tl.load({pointer}{masked}).to({COMPUTED[node.dtype]})", along)
+
+    def _guards(self, node: Expression) -> list[str]:
+        """For each dimension whose index may lie outside, whether it lies inside."""
+        every = (*self.of.tile.rows, *self.of.tile.batch, *self.nest.lanes, *self.nest.steps)
+        extents = {axis.name: axis.extent for axis in every}
+        result = []
+        for index, size in zip(node["index"], self.of.sizes[node["buffer"]]):
+            if isinstance(index, Expression):
+                result.append(self._is_inside(self.values[id(index)].text, size))
+            elif extents.get(plain_axis(index) or "") != size:
+                result.append(self._is_inside(self._position(index).text, size))
+        return result
+
+    # Results
+
+    def _result(self, stage: Stage) -> None:
+        value = self._poisoned(stage)
+        if stage.combine is not None:
+            self._reduce(stage, value)
+        elif self.of.tile.is_point(stage):
+            name = identifier(stage.buffer.name)
+            self.body.append(f"{name}_value = {value}")
+            self._finish_point(stage, name, self.body)
+        else:
+            self.body.append(self._store(stage, value))
+
+    def _poisoned(self, stage: Stage) -> str:
+        """The value of a stage; NaN where an index that goes into it is out of range, as a GPU cannot raise in time."""
+        value, dtype = self.values[id(stage.expression)], stage.expression.dtype
+        text = typed(value.text, dtype)
+        checks = [self.inside[id(node)] for node in nodes(stage.expression) if node.op == "checked"]
+        if not checks or not dtype.is_floating_point:
+            return text
+        inside = " & ".join(check.text for check in checks)
+        return self._assign(f'tl.where({inside}, {text}, float("nan"))', _union([value, *checks])).text
+
+    def _finish_point(self, stage: Stage, name: str, lines: list[str]) -> None:
+        """A value for each row, which later nests read."""
+        self.of.locals[stage.buffer.name] = Value(f"{name}_value", frozenset({ROW} if self.of.tile.rows else ()))
+        if stage.buffer.name in self.of.stored:
+            lines.append(self._store(stage, f"{name}_value"))
+
+    def _store(self, stage: Stage, value: str) -> str:
+        indices = [Index() if axis.extent == ONE else Index(((axis.name, 1),)) for axis in stage.axes]
+        pointer, along = self._pointer(stage.buffer.name, indices)
+        masked = "".join(f", mask={mask}" for mask in self._mask(along))
+        return f"tl.store({pointer}, {value}.to({identifier(stage.buffer.name)}.dtype.element_ty){masked})"
+
+    def _reduce(self, stage: Stage, value: str) -> None:
+        name = identifier(stage.buffer.name)
+        how = REDUCTIONS[stage.combine or ""]
+        adds_up = self.of.tile.shares == "rows" and not set(self.of.tile.rows) <= set(stage.axes)
+        place = self._place(stage) if how.is_place else ""
+        start, update = how.lines(name, stage, value, self._full_mask(), self._shape(), place)
+        (self.of.at_start if adds_up else self.begin).extend(start)
+        self.body += update
+        if self.nest.is_steps_inside:
+            self.end.append(self._store(stage, f"{name}_place" if how.is_place else f"{name}_all"))
+            return
+        end = self.of.at_end if adds_up else self.end
+        axis = "None" if adds_up or not self.of.tile.rows else "1"
+        end.append(f"{name}_value = {how.joined(name, stage, axis, axis == '1')}")
+        if adds_up or not self.of.tile.is_point(stage):
+            end.append(self._store(stage, f"{name}_value"))
+        else:
+            self._finish_point(stage, name, end)
+
+    def _place(self, stage: Stage) -> str:
+        """Where along the flattened reduced axes a point is."""
+        axes, terms = reduced(stage), []
+        for k, axis in enumerate(axes):
+            factor = product([later.extent for later in axes[k + 1 :]])
+            terms.append((axis.name, 1 if factor == ONE else factor))
+        return self._position(Index(tuple(terms))).text
+
+    def _full_mask(self) -> str:
+        """What is inside of the tile, of the shape that is accumulated."""
+        return "".join(self._mask(frozenset({ROW, LANE} if self.nest.lanes else {ROW})))
+
+    def _shape(self) -> str:
+        if not self.nest.lanes:
+            return self.of.row_shape if self.of.tile.rows else "()"
+        return "(ROWS, COLS)" if self.of.tile.rows else "(COLS,)"
+
+
+def _union(values: Iterable[Value]) -> frozenset[str]:
+    """What anything that is computed from values differs along."""
+    return frozenset().union(*(value.along for value in values))
+
+
+def _strides(name: str, indices: Sequence[Index | Expression]) -> tuple[list[Term], dict[str, list[Term]]]:
+    """Where a load of a buffer starts, and how it moves along each axis; computed indices come on top."""
+    start: list[Term] = []
+    by_axis: dict[str, list[Term]] = {}
+    for dimension, index in enumerate(indices):
+        if isinstance(index, Index):
+            if index.offset != ZERO:
+                start.append((index.offset, (name, dimension)))
+            for axis, factor in index.terms:
+                size = factor if isinstance(factor, Size) else Size("const", factor)
+                by_axis.setdefault(axis, []).append((size, (name, dimension)))
+    return start, by_axis
+
+
+def _note(stage: Stage) -> str:
+    over = f" = {stage.combine} over {', '.join(axis.name for axis in reduced(stage))}" if stage.combine else ""
+    return f"# {identifier(stage.buffer.name)}{over}"

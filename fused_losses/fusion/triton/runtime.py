@@ -1,0 +1,166 @@
+"""Launches the Triton kernels of a program."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import compiler
+from ..ir import Axis, Extern, Program
+from ..runtime import MOST_LAYOUTS, Compiled, Operator, number_of
+from .numbers import inputs_of, product, value_of
+from .source import Launch, source_of
+from .tiles import PART, PROGRAM, Tile
+
+BLOCK = 1024  # elements of a block, but for long rows
+LONG = 2048  # the most lanes
+ROWS = 64  # the most rows where they are what is adjacent in memory
+PROGRAMS = 1024  # that share a sum: a few waves on any GPU, always the same, so that sums are
+
+
+class Plan(NamedTuple):
+    """How a kernel is launched for tensors of given shapes and strides."""
+
+    shapes: list[list[int]]  # of the results
+    numbers: list[int]
+    grid: tuple[int]
+    constants: dict[str, Any]
+
+
+def in_triton(program: Program) -> Compiled:
+    """A program as Triton kernels, which Triton compiles when they are first launched.
+
+    Raises:
+        BuildError: if an operation has no form in Triton, or the cache cannot be trusted.
+    """
+    source = source_of(program)
+    functions = _module(source.text)
+    steps = [
+        Operator(step) if isinstance(step, Extern) else _Launcher(step, functions[step.name], program.parameters)
+        for step in source.steps
+    ]
+    return Compiled(program, "Triton", steps)
+
+
+@functools.cache
+def _module(text: str) -> dict[str, Any]:
+    """What a source defines; it lies in a file, as Triton reads it from there."""
+    path = compiler.python_file(text)
+    module = types.ModuleType(f"fused_losses_generated_{path.stem[:16]}")
+    module.__file__ = str(path)
+    exec(compile(text, str(path), "exec"), vars(module))
+    return vars(module)
+
+
+class _Launcher:
+    """One kernel."""
+
+    def __init__(self, launch: Launch, function: Any, parameters: Sequence[str]) -> None:
+        self._launch, self._function = launch, function
+        self._parameters = [parameters.index(name) for name in launch.parameters]
+        tile, made = launch.tile, {buffer.name for buffer in launch.results}
+        nests = [axes for nest in tile.nests for axes in (nest.lanes, nest.steps)]
+        extents = [axis.extent for axes in (tile.rows, tile.batch, *nests) for axis in axes]
+        extents += [axis.extent for stage in tile.stages for axis in stage.axes]
+        needed = [*launch.operands, *inputs_of(launch.numbers, extents)]
+        self._given = tuple(dict.fromkeys(name for name in needed if name not in made))
+        self._plans: dict[Any, Plan] = {}
+
+    def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:
+        launch = self._launch
+        given = [tensors[name] for name in self._given]
+        key = tuple((tensor.shape, tensor.stride()) for tensor in given)
+        plan = self._plans.get(key)
+        shapes = plan.shapes if plan is not None else _Planner(launch, tensors).shapes
+        device = next(iter(tensors.values())).device
+        for buffer, shape in zip(launch.results, shapes):
+            tensors[buffer.name] = torch.empty(shape, dtype=buffer.dtype, device=device)
+        if plan is None:
+            if len(self._plans) >= MOST_LAYOUTS:
+                self._plans.clear()
+            plan = self._plans[key] = _Planner(launch, tensors).plan()
+        if plan.grid[0]:
+            numbers = [parameters[k] for k in self._parameters]
+            operands = [tensors[name] for name in launch.operands]
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                self._function[plan.grid](*operands, *plan.numbers, *numbers, **plan.constants)
+
+
+class _Planner:
+    """Sizes the blocks and the grid of a launch."""
+
+    def __init__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
+        self.launch, self.tensors = launch, tensors
+        tile = launch.tile
+        self.rows, self.batch = self._count(tile.rows), self._count(tile.batch)
+        self.lanes = [self._count(nest.lanes) for nest in tile.nests]
+        self.block = block_of(tile, self.rows, max(self.lanes, default=1))
+        blocks = _quotient(self.rows, self.block[0])
+        shared = {"": 1, "rows": blocks, "lanes": _quotient(self.lanes[0], self.block[1])}[tile.shares]
+        others = {"": blocks, "rows": self.batch, "lanes": blocks}[tile.shares]
+        self.parts = max(1, min(shared, PROGRAMS // max(1, others)))
+        self.programs = others * self.parts
+        own = {PART: self.parts, PROGRAM: self.programs}
+        axes = {stage.buffer.name: stage.axes for stage in tile.stages}
+        self.shapes = [
+            [own[axis.name] if axis.name in own else number_of(axis.extent)(tensors) for axis in axes[buffer.name]]
+            for buffer in launch.results
+        ]
+
+    def _count(self, axes: Sequence[Axis]) -> int:
+        return number_of(product([axis.extent for axis in axes]))(self.tensors)
+
+    def plan(self) -> Plan:
+        """The launch, once the results are there, whose strides it passes on."""
+        launch, tile = self.launch, self.launch.tile
+        numbers = [value_of(number, self.tensors) for number in launch.numbers]
+        constants: dict[str, Any] = {
+            f"FLAT_{name}": self._is_flat(axes, views, numbers) for name, axes, views in launch.flat
+        }
+        steps = [self._count(nest.steps) for nest in tile.nests]
+        constants["NARROW"] = max(self.rows, self.batch, self.programs, *self.lanes, *steps) < 2**31
+        for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
+            if is_there:
+                constants[name] = size
+        constants["num_warps"] = 8 if self.block[0] * self.block[1] >= LONG else 4
+        constants["enable_fp_fusion"] = False  # x * x - y * y is 0 for equal x and y
+        return Plan(self.shapes, [*numbers, *([self.parts] if tile.shares else [])], (self.programs,), constants)
+
+    def _is_flat(self, axes: Sequence[Axis], views: Any, numbers: Sequence[int]) -> bool:
+        """Whether one stride leads through all axes, in every view."""
+        sizes = [self._count([axis]) for axis in axes]
+        if sizes[-1] == 1:
+            return False
+        for view in views:
+            strides = [0 if place is None else numbers[place] for place in view]
+            moving = [(stride, size) for stride, size in zip(strides, sizes) if size != 1]
+            if any(outer != inner * size for (outer, _), (inner, size) in pairwise(moving)):
+                return False
+        return True
+
+
+def block_of(tile: Tile, rows: int, lanes: int) -> tuple[int, int]:
+    """Rows and lanes of a block: long along what is adjacent in memory."""
+    if not tile.has_lanes or not tile.rows:
+        return (BLOCK, 1) if tile.rows else (1, BLOCK)
+    if tile.runs_along_lanes:
+        length = min(LONG, _power_of_two(lanes))
+        return min(max(1, BLOCK // length), _power_of_two(rows)), length
+    height = min(ROWS, _power_of_two(rows))
+    return height, min(BLOCK // height, _power_of_two(lanes))
+
+
+def _quotient(count: int, block: int) -> int:
+    return -(-count // block)
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest that is not less."""
+    return 1 << max(0, count - 1).bit_length()

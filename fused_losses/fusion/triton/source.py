@@ -1,0 +1,123 @@
+"""Triton source of a program: one function for each tile, and what launches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..cpp import needed
+from ..expressions import identifier
+from ..ir import Axis, Buffer, Extern, Program, Stage
+from ..schedule import reads
+from .kernels import Space, Writer, indented
+from .numbers import Linear
+from .tiles import WIDE, Tile, tiles
+
+HEAD = '''"""Kernels of a fused loss, generated."""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from fused_losses.triton_kernels import fusion as fl
+'''
+
+
+Flat = tuple[str, tuple[Axis, ...], tuple[tuple[int | None, ...], ...]]  # name, axes, views as places of numbers
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A function of the source: what it is given, in order, and what decides its grid and blocks."""
+
+    name: str
+    tile: Tile
+    operands: tuple[str, ...]
+    numbers: tuple[Linear, ...]
+    parameters: tuple[str, ...]
+    results: tuple[Buffer, ...]  # which it fills
+    flat: tuple[Flat, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text, and the launches and externs that make the program."""
+
+    text: str
+    steps: tuple[Launch | Extern, ...]
+
+
+def source_of(program: Program) -> Source:
+    """
+    Raises:
+        BuildError: where an operation has no form in Triton.
+    """
+    planned = tiles(program)
+    exact = {*program.outputs, *(name for step in planned if isinstance(step, Extern) for name in needed(step))}
+    stored = exact | _read_elsewhere(planned)
+    sizes = {buffer.name: buffer.sizes for buffer in program.inputs}
+    for step in planned:
+        buffers = step.buffers if isinstance(step, Extern) else [stage.buffer for stage in step.stages]
+        sizes |= {buffer.name: buffer.sizes for buffer in buffers}
+    texts, steps = [HEAD], []
+    for step in planned:
+        if isinstance(step, Extern):
+            steps.append(step)
+            continue
+        writer = Writer(step, frozenset(stored), sizes)
+        name = f"fused_{len(texts) - 1}"
+        made = [_buffer(stage, exact) for stage in step.stages if stage.buffer.name in writer.operands]
+        texts.append("\n".join(_function(name, writer)))
+        steps.append(_launch(name, writer, tuple(made)))
+    return Source("\n\n".join(texts) + "\n", tuple(steps))
+
+
+def _buffer(stage: Stage, exact: set[str]) -> Buffer:
+    """Where a stage's result is: intermediate ones of low precision keep what they were computed in."""
+    name, dtype = stage.buffer.name, stage.buffer.dtype
+    axes = [axis.extent for axis in stage.axes]
+    return Buffer(name, tuple(axes), dtype if name in exact else WIDE.get(dtype, dtype))
+
+
+def _read_elsewhere(planned: Sequence[Tile | Extern]) -> set[str]:
+    """Buffers that are read outside of the tile that makes them, inputs among them."""
+    result: set[str] = set()
+    for step in planned:
+        if isinstance(step, Tile):
+            made = {stage.buffer.name for stage in step.stages}
+            result |= {name for stage in step.stages for name in reads(stage)} - made
+    return result
+
+
+def _function(name: str, writer: Writer) -> list[str]:
+    unspecialised = [*writer.numbers.plain.values(), *(["parts"] if writer.tile.shares else [])]
+    arguments = [*map(identifier, writer.operands), *writer.numbers.names.values(), *unspecialised]
+    arguments += [f"{identifier(parameter)}: tl.float64" for parameter in writer.parameters]
+    constants = [f"FLAT_{space.name.upper()}" for space in collapsible(writer)]
+    constants += ["NARROW", *(["ROWS"] if writer.tile.rows else []), *(["COLS"] if writer.tile.has_lanes else [])]
+    arguments += [f"{constant}: tl.constexpr" for constant in constants]
+    options = f"(do_not_specialize={unspecialised!r})" if unspecialised else ""
+    head = [f"@triton.jit{options}", f"def {name}(", *indented([f"{argument}," for argument in arguments]), "):"]
+    return [*head, *indented(writer.lines)]
+
+
+def collapsible(writer: Writer) -> list[Space]:
+    """The spaces of several axes that one may stand for, where every view is flat in memory."""
+    return [space for space in writer.spaces if len(space.axes) > 1 and not space.keeps_axes]
+
+
+def _launch(name: str, writer: Writer, results: tuple[Buffer, ...]) -> Launch:
+    places = {name: k for k, (_, name) in enumerate(writer.numbers.every)}
+    flat = []
+    for space in collapsible(writer):
+        views = dict.fromkeys(tuple(None if n is None else places[n] for n in view) for view in space.views)
+        flat.append((space.name.upper(), space.axes, tuple(views)))
+    return Launch(
+        name,
+        writer.tile,
+        tuple(writer.operands),
+        tuple(number for number, _ in writer.numbers.every),
+        tuple(writer.parameters),
+        results,
+        tuple(flat),
+    )

@@ -1,0 +1,106 @@
+"""Generated kernels of every kind compile: what the interpreter runs is Triton; and few of them serve many calls."""
+
+import elementwise
+import pretend_driver
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fused_losses import fuse
+from fused_losses.fusion import runtime
+from fused_losses.fusion.triton import runtime as triton_runtime
+
+STACK = 16  # bytes that the calls of an exact division may keep
+
+
+@pytest.fixture(autouse=True)
+def only_triton(monkeypatch):
+    monkeypatch.setattr(runtime, "compile_program", lambda program, device: triton_runtime.in_triton(program))
+
+
+def robust(x, y):
+    return torch.log1p((x - y).square()).mean()
+
+
+def overlap(x, y):
+    """Columns, per-channel sums and a guarded load."""
+    p = x.sigmoid()
+    return (1 - (p * y).sum((0, 2)) / (p.sum((0, 2)) + 1)).mean() + F.pad(p, (1, 1)).diff(dim=-1).abs().mean()
+
+
+def instances(x, y):
+    """Statistics of a batch, and sums that are read again from memory."""
+    centred = x - x.mean((1, 2), keepdim=True)
+    scaled = centred / (centred.square().mean((1, 2), keepdim=True) + 1).sqrt()
+    return (scaled - x.sum(1, keepdim=True).flip(2)).abs().sum()
+
+
+def places(x, y):
+    return x.argmax(-1), x.argmin(0), (x > y).any(), x.prod(-1)
+
+
+def floats(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def run(loss, *tensors):
+    outputs = fuse(loss, strict=True)(*tensors)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    learnt = [output for output in outputs if output.requires_grad]
+    if learnt:
+        torch.autograd.backward([output.sum() for output in learnt])
+
+
+def both(loss, dtype):
+    return lambda: run(loss, floats(4, 16, 256, dtype=dtype), floats(4, 16, 256, dtype=dtype))
+
+
+def labels(shape, classes):
+    return lambda: run(F.cross_entropy, floats(*shape), torch.zeros(classes, dtype=torch.long))
+
+
+KINDS = {
+    "elements": (both(robust, torch.bfloat16), (80, 120)),
+    "rows": (labels((64, 1024), 64), (90,)),
+    "pixels": (labels((2, 16, 64, 64), (2, 64, 64)), (120,)),
+    "columns": (both(overlap, torch.float32), (80,)),
+    "batch": (both(instances, torch.float32), (100,)),
+    "places": (both(places, torch.float64), (90,)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    launch, architectures = KINDS[kind]
+    for architecture in architectures:
+        compiled = pretend_driver.install(architecture)
+        launch()
+        assert len(compiled) >= 3
+        for kernel in compiled:
+            assert kernel.registers <= 128 and kernel.stack <= STACK, f"{kernel.name} spills in sm_{architecture}"
+        if kind in ("elements", "rows", "pixels"):
+            assert compiled[0].wide_loads and compiled[-1].wide_loads
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors"),
+    [
+        (elementwise.of_one, elementwise.floats(torch.float32)),
+        (elementwise.of_two, elementwise.floats(torch.float64)),
+        (elementwise.of_whole_numbers, elementwise.whole(torch.uint8)),
+    ],
+)
+def test_operations(function, tensors):
+    pretend_driver.install(90)
+    run(function, *tensors)
+
+
+def test_sizes_and_numbers_need_no_other_kernel():
+    """Only whether sizes are divisible by 16 does, as wide loads go by it."""
+    compiled = pretend_driver.install(90)
+    loss = fuse(lambda x, y, width=1.0: (torch.log1p((x - y).abs() / width) * width).mean(), strict=True)
+    for shape, width in [((64, 48), 1.0), ((128, 96), 0.5), ((16, 4096), 3.0)]:
+        loss(torch.zeros(shape), torch.zeros(shape), width)
+    assert len(compiled) == 6 and len({kernel.ptx for kernel in compiled}) == 2
+    loss(torch.zeros(63, 47), torch.zeros(63, 47), 1.0)
+    assert len({kernel.ptx for kernel in compiled}) == 3

@@ -19,21 +19,30 @@ namespace {
 // What is called for a block or a pass, not for an element: inlined, it would only make builds longer.
 #define FL_APART __attribute__((noinline))
 
+constexpr int64_t kBlock = 1024;  // lanes that are computed together
+
 #include "../common/numerics.h"
 #include "../common/low_precision.h"
 #include "../common/stream.h"
 #include "wide.h"
 #include "functions.h"
 #include "reductions.h"
+#include "blocks.h"
 
 constexpr int kMaxRank = 16;
-constexpr int64_t kBlock = 1024;        // lanes that are computed together
 constexpr int64_t kTask = 64 * kBlock;  // elements of a task: fixed, so that no result depends on the threads
 constexpr int64_t kStreamed = 32 << 20;  // bytes of an output that is written past the caches
-constexpr int64_t kShortRow = 32;        // elements below which a row is too short for lanes of its own
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+// Whether an index is in [0, size): one comparison vectorises where two do not.
+FL_INLINE bool lies_in(int64_t index, int64_t size) {
+  return static_cast<uint64_t>(index) < static_cast<uint64_t>(size);
+}
+// Negative exactly where it is not: what adds up over lanes in one operation.
+FL_INLINE int64_t straying(int64_t index, int64_t size) {
+  return index | static_cast<int64_t>(static_cast<uint64_t>(size) - 1 - static_cast<uint64_t>(index));
+}
 inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // torch_parallel_for of torch's stable C interface.
@@ -189,28 +198,84 @@ class View : public Steps {
   const T* data_;
 };
 
-// One dimension of a guarded load: its index along lanes must lie in [0, size).
-struct Guard {
-  Steps steps;
+// Indices along one dimension of a tensor that lie in it are those of [0, size).
+struct Range {
   int64_t base, size;
 };
 
-// Lanes of a tensor that may lie outside, where they are 0.
-template <class T, class A>
-FL_APART const A* guarded_block(const T* data, const Steps& steps, int64_t base,
-                                std::initializer_list<Guard> guards, int64_t position, int64_t n,
-                                A* scratch) {
-  int64_t offsets[kBlock], index[kBlock];
-  bool inside[kBlock];
-  steps.block(steps.seek(position), n, base, offsets);
-  for (int64_t i = 0; i < n; ++i) inside[i] = true;
-  for (const Guard& guard : guards) {
-    guard.steps.block(guard.steps.seek(position), n, guard.base, index);
-    for (int64_t i = 0; i < n; ++i) inside[i] &= index[i] >= 0 && index[i] < guard.size;
+// A tensor as lanes read it that they may lie outside of, where they read 0.
+template <class T>
+class Guarded {
+ public:
+  // `along` has how fast the index of each dimension that may be left changes along the axes.
+  FL_APART Guarded(const T* data, const Lanes& lanes, const Strides& strides,
+                   std::initializer_list<Strides> along)
+      : data_(data), rank_(static_cast<int>(most(lanes.rank, 1))) {
+    for (int k = 0; k < rank_; ++k) {
+      extent_[k] = k < lanes.rank ? lanes.extent[k] : 1;
+      stride_[k] = k < lanes.rank ? strides.of[lanes.axis[k]] : 0;
+      int64_t* step = step_[k];
+      for (const Strides& index : along) *step++ = k < lanes.rank ? index.of[lanes.axis[k]] : 0;
+    }
   }
-  for (int64_t i = 0; i < n; ++i) scratch[i] = inside[i] ? widen(data[offsets[i]]) : A(0);
-  return scratch;
-}
+
+  // n lanes from a position on: the memory itself where it can be used as it is, else a copy.
+  template <class A>
+  FL_APART const A* block(int64_t position, int64_t n, int64_t base, std::initializer_list<Range> ranges,
+                          A* scratch) const {
+    int64_t at[kMaxRank];
+    for (int k = rank_; k-- > 0; position /= extent_[k]) at[k] = position % extent_[k];
+    const int last = rank_ - 1;
+    for (int64_t done = 0; done < n;) {
+      const int64_t count = least(n - done, extent_[last] - at[last]);
+      int64_t begin = 0, end = count, offset = base;
+      for (int k = 0; k < rank_; ++k) offset += at[k] * stride_[k];
+      int guard = 0;
+      for (const Range& range : ranges) {
+        int64_t index = range.base;
+        for (int k = 0; k < rank_; ++k) index += at[k] * step_[k][guard];
+        narrow_down(index, step_[last][guard++], range.size, begin, end);
+      }
+      begin = least(begin, count), end = most(begin, end);
+      if constexpr (std::is_same_v<T, A>) {
+        if (begin == 0 && end == n && stride_[last] == 1) return data_ + offset;
+      }
+      copy(data_ + offset, stride_[last], count, begin, end, scratch + done);
+      done += count;
+      at[last] = 0;
+      for (int k = last; k-- > 0 && ++at[k] == extent_[k];) at[k] = 0;
+    }
+    return scratch;
+  }
+
+ private:
+  // Leaves of the lanes [begin, end) those whose index, which starts at one of them all, is in [0, size).
+  static void narrow_down(int64_t index, int64_t step, int64_t size, int64_t& begin, int64_t& end) {
+    if (step == 0) {
+      if (index < 0 || index >= size) end = begin;
+      return;
+    }
+    const int64_t first = step > 0 ? -index : index - size + 1, last = step > 0 ? size - index : index + 1;
+    const int64_t pace = abs_(step);
+    begin = most(begin, first > 0 ? ceiling(first, pace) : 0);
+    end = least(end, last > 0 ? ceiling(last, pace) : 0);
+  }
+  template <class A>
+  static void copy(const T* source, int64_t stride, int64_t count, int64_t begin, int64_t end, A* to) {
+    for (int64_t i = 0; i < begin; ++i) to[i] = A(0);
+    if (stride == 1) {
+      FL_ELEMENTWISE
+      for (int64_t i = begin; i < end; ++i) to[i] = widen(source[i]);
+    } else {
+      for (int64_t i = begin; i < end; ++i) to[i] = widen(source[i * stride]);
+    }
+    for (int64_t i = end; i < count; ++i) to[i] = A(0);
+  }
+
+  const T* data_;
+  int rank_;
+  int64_t extent_[kMaxRank], stride_[kMaxRank], step_[kMaxRank][kMaxRank];
+};
 
 // A tensor as lanes write it.
 template <class T>

@@ -12,20 +12,30 @@ FL_INLINE double polynomial(double z, double first, Rest... rest) {
   }
 }
 
-// 2 atanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)). The exponent becomes a number by the trick of
-// exp_.
-FL_INLINE double log_wide(double x) {
+// x = 2^exponent m with m in [sqrt(1/2), sqrt(2)), and s = (m - 1) / (m + 1), so that log m = 2 atanh s. The
+// exponent becomes a number by the trick of exp_.
+struct Split {
+  double exponent, s;
+};
+FL_INLINE Split split(double x) {
   const uint64_t u = bits<uint64_t>(x), shifted = u - 0x3fe6a09e667f3bcdull + 0x3ff0000000000000ull;
   const double exponent = bits<double>((shifted >> 52) | 0x4330000000000000ull) - 4503599627371519.0;
   const double m = bits<double>((shifted & 0x000fffffffffffffull) + 0x3fe6a09e667f3bcdull);
-  const double s = (m - 1) / (m + 1), z = s * s;
-  const double series =
-      polynomial(z, 2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17);
+  return {exponent, (m - 1) / (m + 1)};
+}
+// What a logarithm is where there is nothing to split.
+FL_INLINE double log_or_special(double x, double result) {
   const double infinity = std::numeric_limits<double>::infinity();
-  double result = fma_(exponent, 0.693147180559945309, s * series);
   result = x == infinity ? infinity : result;
   result = x == 0 ? -infinity : result;
   return x >= 0 ? result : std::numeric_limits<double>::quiet_NaN();
+}
+FL_INLINE double log_wide(double x) {
+  const Split split_x = split(x);
+  const double s = split_x.s, z = s * s;
+  const double series =
+      polynomial(z, 2.0, 2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17);
+  return log_or_special(x, fma_(split_x.exponent, 0.693147180559945309, s * series));
 }
 
 // To about 1e-11, within the range of float; beyond it 0 or infinity once it is rounded to one. NaN stays
@@ -41,9 +51,6 @@ FL_INLINE double exp_wide(double x) {
   return p * bits<double>((bits<uint64_t>(shifted) + 1023) << 52);
 }
 
-FL_INLINE float exp2_(float x) {
-  return static_cast<float>(exp_wide(static_cast<double>(x) * 0.693147180559945309));
-}
 FL_INLINE float log2_(float x) {
   return static_cast<float>(log_wide(static_cast<double>(x)) * 1.44269504088896341);
 }
@@ -51,9 +58,28 @@ FL_INLINE float log10_(float x) {
   return static_cast<float>(log_wide(static_cast<double>(x)) * 0.434294481903251828);
 }
 
+// Both short: of the exponent of two, 2^-33 of its largest value is enough.
+FL_INLINE double log2_short(double x) {
+  const Split split_x = split(x);
+  const double s = split_x.s, z = s * s;
+  const double series = polynomial(z, 2.885390081789987, 0.9617966734518019, 0.5770835659712126,
+                                   0.4116737679175649, 0.34071201320047784);
+  return log_or_special(x, fma_(s, series, split_x.exponent));
+}
+FL_INLINE double exp2_short(double x) {
+  const double magic = 6755399441055744.0;  // 1.5 * 2^52
+  x = x < -300 ? -300 : x;
+  x = x > 300 ? 300 : x;
+  const double shifted = x + magic, r = x - (shifted - magic);
+  const double p =
+      polynomial(r, 0.9999999999595617, 0.6931471805568319, 0.24022651213498386, 0.0555041090632735,
+                 0.009618025613296754, 0.0013333478472582123, 0.0001546972921861718, 1.5303700956149545e-05);
+  return p * bits<double>((bits<uint64_t>(shifted) + 1023) << 52);
+}
+FL_INLINE float exp2_(float x) { return static_cast<float>(exp2_short(static_cast<double>(x))); }
 FL_INLINE float pow_(float x, float y) {
-  const double wide_x = static_cast<double>(x), wide_y = static_cast<double>(y);
-  const double size = exp_wide(wide_y * log_wide(abs_(wide_x)));
+  const double wide_y = static_cast<double>(y);
+  const double size = exp2_short(wide_y * log2_short(abs_(static_cast<double>(x))));
   const bool is_whole = __builtin_truncf(y) == y;
   const bool is_odd = is_whole && __builtin_truncf(y * 0.5f) != y * 0.5f;
   float result = static_cast<float>(size);
@@ -91,7 +117,7 @@ FL_INLINE float atanh_(float x) {
 }
 
 // How far x is from a multiple of pi / 2, and which one: the first two of its three parts are short enough
-// for exact products. Beyond 2^50 every float is called a multiple.
+// for exact products, as long as that is below 2^20.
 struct Quadrant {
   double r;
   int64_t number;
@@ -102,7 +128,7 @@ FL_INLINE Quadrant quadrant(double x) {
   const double first = fma_(-whole, 1.57079632673412561417, x),
                second = fma_(-whole, 6.07710050630396597660e-11, first);
   const double r = fma_(-whole, 2.02226624879595063154e-21, second);
-  return {abs_(x) < 1125899906842624.0 ? r : x - x, bits<int64_t>(shifted)};
+  return {r, bits<int64_t>(shifted)};
 }
 FL_INLINE double sin_near(double r) {
   return r * polynomial(r * r, 1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800);
@@ -195,41 +221,45 @@ FL_INLINE float erfc_(float x) {
 // Stirling's series for x >= 8.
 FL_INLINE double lgamma_far(double x) {
   const double z = 1 / (x * x);
-  const double series = polynomial(z, 1.0 / 12, -1.0 / 360, 1.0 / 1260, -1.0 / 1680, 1.0 / 1188) / x;
+  const double series =
+      polynomial(z, 1.0 / 12, -1.0 / 360, 1.0 / 1260, -1.0 / 1680, 1.0 / 1188, -691.0 / 360360, 1.0 / 156) /
+      x;
   return (x - 0.5) * log_wide(x) - x + 0.918938533204672742 + series;
 }
-// Below 8, from x + 8 and the product of what lies between; below 1/2, from 1 - x.
-FL_INLINE float lgamma_(float value) {
-  const double x = static_cast<double>(value), y = x < 0.5 ? 1 - x : x;
-  const double product = y * (y + 1) * (y + 2) * (y + 3) * (y + 4) * (y + 5) * (y + 6) * (y + 7);
-  const double up = lgamma_far(y < 8 ? y + 8 : y);
-  double result = y < 8 ? up - log_wide(product) : up;
-  const double half_turns = x * 2 + 6755399441055744.0;  // an integer number of half turns
-  const double sine = abs_(sin_near((x - 0.5 * (half_turns - 6755399441055744.0)) * 3.14159265358979324));
-  const double cosine = cos_near((x - 0.5 * (half_turns - 6755399441055744.0)) * 3.14159265358979324);
-  const double reflected =
-      1.14472988584940017 - log_wide((bits<int64_t>(half_turns) & 1) != 0 ? cosine : sine);
-  result = x < 0.5 ? reflected - result : result;
-  const double infinity = std::numeric_limits<double>::infinity();
-  result = x == 1 || x == 2 ? 0 : result;
-  return static_cast<float>(abs_(x) == infinity ? infinity : result);
+// For x >= 0. Below 8, from x + 8 and the product of what lies between.
+FL_INLINE double lgamma_positive(double x) {
+  const double product = x * (x + 1) * (x + 2) * (x + 3) * (x + 4) * (x + 5) * (x + 6) * (x + 7);
+  const double up = lgamma_far(x < 8 ? x + 8 : x);
+  const double result = x < 8 ? up - log_wide(product) : up;
+  return x == 1 || x == 2 ? 0 : x == std::numeric_limits<double>::infinity() ? x : result;
 }
-FL_INLINE float digamma_(float value) {
-  const double x = static_cast<double>(value), y = x < 0.5 ? 1 - x : x;
-  double above = 1, below = y;  // the sum of 1 / (y + k) for k < 8, as one fraction
+// Below 0, from 1 - x.
+FL_INLINE float lgamma_(float value) {
+  const double x = static_cast<double>(value), above = lgamma_positive(x < 0 ? 1 - x : x);
+  const double half_turns = x * 2 + 6755399441055744.0;  // an integer number of half turns
+  const double angle = (x - 0.5 * (half_turns - 6755399441055744.0)) * 3.14159265358979324;
+  const double sine = (bits<int64_t>(half_turns) & 1) != 0 ? cos_near(angle) : sin_near(angle);
+  const double reflected = 1.14472988584940017 - log_wide(abs_(sine)) - above;
+  const double infinity = std::numeric_limits<double>::infinity();
+  return static_cast<float>(x == -infinity ? infinity : x < 0 ? reflected : above);
+}
+// For x > 0, with the sum of 1 / (x + k) for k < 8 as one fraction below 8.
+FL_INLINE double digamma_positive(double x) {
+  double above = 1, below = x;
 #pragma GCC unroll 8
-  for (int k = 1; k < 8; ++k) above = above * (y + k) + below, below = below * (y + k);
-  const double far = y < 8 ? y + 8 : y, z = 1 / (far * far);
+  for (int k = 1; k < 8; ++k) above = above * (x + k) + below, below = below * (x + k);
+  const double far = x < 8 ? x + 8 : x, z = 1 / (far * far);
   const double series =
       z * polynomial(z, 1.0 / 12, -1.0 / 120, 1.0 / 252, -1.0 / 240, 1.0 / 132, -691.0 / 32760);
-  double result = log_wide(far) - 0.5 / far - series - (y < 8 ? above / below : 0.0);
+  const double result = log_wide(far) - 0.5 / far - series - (x < 8 ? above / below : 0.0);
+  return x == std::numeric_limits<double>::infinity() ? x : result;
+}
+FL_INLINE float digamma_(float value) {
+  const double x = static_cast<double>(value), above = digamma_positive(x < 0 ? 1 - x : x);
   const double whole = (x + 6755399441055744.0) - 6755399441055744.0;
-  const double s = sin_wide((x - whole) * 3.14159265358979324),
-               c = cos_wide((x - whole) * 3.14159265358979324);
-  result = x < 0.5 ? result - 3.14159265358979324 * c / s : result;
-  const bool is_pole = x < 0 && x == whole;
-  result = is_pole ? std::numeric_limits<double>::quiet_NaN() : result;
+  const double angle = (x - whole) * 3.14159265358979324;
+  const double reflected = above - 3.14159265358979324 * cos_wide(angle) / sin_wide(angle);
   const double infinity = std::numeric_limits<double>::infinity();
-  result = x == infinity ? infinity : result;
+  const double result = x < 0 ? x == whole ? std::numeric_limits<double>::quiet_NaN() : reflected : above;
   return static_cast<float>(x == 0 ? __builtin_copysign(infinity, -x) : result);
 }

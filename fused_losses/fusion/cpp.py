@@ -13,6 +13,8 @@ from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass, inner_size
 from .schedule import Kernel, loads, memory_order, nodes, reads, schedule
 
+SHORT_ROW = 32  # elements below which a row is too short for lanes of its own
+
 
 @dataclass(frozen=True)
 class Call:
@@ -256,10 +258,12 @@ def _kernel(name: str, kernel: Kernel, memory: Memory) -> tuple[list[str], list[
     if not kernel.outer or not inner:
         return Pass(name, kernel, memory, is_rows=not kernel.outer).lines, [f"{name}(a);"]
     if _runs_along_inner(kernel):
-        rows = Pass(f"{name}_rows", kernel, memory, is_rows=True).lines
-        columns = Pass(f"{name}_columns", kernel, memory, is_rows=False).lines
-        choice = f"({inner_size(kernel)} < kShortRow ? {name}_columns : {name}_rows)(a);"
-        return [*rows, "", *columns], [choice]
+        size = inner_size(kernel)
+        if not size.isdigit():
+            rows = Pass(f"{name}_rows", kernel, memory, is_rows=True).lines
+            columns = Pass(f"{name}_columns", kernel, memory, is_rows=False).lines
+            return [*rows, "", *columns], [f"({size} < {SHORT_ROW} ? {name}_columns : {name}_rows)(a);"]
+        return Pass(name, kernel, memory, is_rows=int(size) >= SHORT_ROW).lines, [f"{name}(a);"]
     return Pass(name, kernel, memory, is_rows=False).lines, [f"{name}(a);"]
 
 

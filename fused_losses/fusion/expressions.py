@@ -51,14 +51,17 @@ _SHORT = frozenset(
         *("maximum", "minimum", "fmax", "fmin", "copysign"),
     )
 )
-_LONG = frozenset(
+_MIDDLING = frozenset(("exp", "expm1", "log", "log1p", "sigmoid", "tanh"))
+_LONG = frozenset(  # so long that a block of lanes makes a call: inlined, they make builds long, and save little
     (
-        *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh"),
-        *("asin", "acos", "atan", "asinh", "acosh", "atanh", "sigmoid", "erf", "erfc", "erfinv", "lgamma", "digamma"),
+        *("exp2", "log2", "log10", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh"),
+        *("atanh", "erf", "erfc", "erfinv", "lgamma", "digamma"),
         *("pow", "fmod", "remainder", "floor_divide", "atan2", "hypot"),
     )
 )
-OPERATIONS = frozenset(_INFIX) | _SHORT | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+OPERATIONS = (
+    frozenset(_INFIX) | _SHORT | _MIDDLING | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+)
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
 
 
@@ -109,7 +112,7 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
         return f"{x} ? {arguments[1]} : {arguments[2]}"
     if op == "pow" and (power := simple_power(node)) in _POWERS:
         return _POWERS[power].format(x=x, one=constant(1, node.dtype))
-    if op in _SHORT | _LONG:
+    if op in _SHORT | _MIDDLING | _LONG:
         return f"{'' if varies or op in _SHORT else 'apart::'}{op}_({', '.join(arguments)})"
     if op == "neg":
         return f"static_cast<{kind}>(-{x})"
@@ -120,6 +123,11 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
     raise ValueError(
         f"there is no C++ for the operation {op!r}; fused_losses.fusion.expressions.OPERATIONS lists those"
     )
+
+
+def is_blockwise(node: Expression) -> bool:
+    """Whether an operation that varies along lanes is one call for a block of them."""
+    return node.op in _LONG and not (node.op == "pow" and simple_power(node) in _POWERS)
 
 
 def simple_power(node: Expression) -> float | None:

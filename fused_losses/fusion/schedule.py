@@ -43,6 +43,10 @@ class Kernel:
         """Whether a stage has a result for every point of the outer axes, rather than one for all of them."""
         return set(self.outer) <= set(stage.axes)
 
+    def is_point(self, stage: Stage) -> bool:
+        """Whether a stage has one result for every point of the outer axes."""
+        return self.is_local(stage) and len([x for x in stage.axes if x.extent != ONE]) == len(self.outer)
+
     @property
     def rest(self) -> tuple[Axis, ...]:
         return self.outer[len(self.batch) :]
@@ -261,15 +265,21 @@ def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[S
 
 
 def memory_order(stages: Sequence[Stage]) -> list[Axis]:
-    """Every axis of some stages, as the tensor with most of them has them, slowest first."""
+    """Every axis of some stages, as the tensor with most of them has them, slowest first.
+
+    What no tensor has (which of several stacked tensors is meant) comes before: lanes run along memory.
+    """
     axes = {axis.name: axis for stage in stages for axis in domain(stage)}
+    made = {stage.buffer.name for stage in stages}
     by_load = [
         [name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms]
         for stage in stages
         for load in loads(stage)
+        if load["buffer"] not in made
     ]
     names = [name for load in sorted(by_load, key=len, reverse=True) for name in load]
-    return [axes[name] for name in dict.fromkeys([*names, *axes]) if name in axes]
+    along = list(dict.fromkeys(name for name in names if name in axes))
+    return [axes[name] for name in (*(name for name in axes if name not in along), *along)]
 
 
 def _kernel(stages: Sequence[Stage]) -> Kernel:

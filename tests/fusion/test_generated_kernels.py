@@ -1,5 +1,7 @@
 """Kernels of programs written by hand: what tracing seldom asks for."""
 
+import math
+
 import pytest
 import torch
 
@@ -46,3 +48,86 @@ def test_a_checked_index_outside_raises():
     for tensor, index in ((torch.arange(3.0), 3), (torch.arange(3.0), -1), (torch.empty(0), 0)):
         with pytest.raises(IndexError, match="out of range"):
             kernels([tensor, torch.tensor([index])])
+
+
+@pytest.fixture(scope="module")
+def power():
+    """out[i] = x[i] to the power of a number given at each call"""
+    buffers = (Buffer("x", (size("x", 0),), torch.float32),)
+    exponent = expression("cast", expression("parameter", dtype=torch.float64, name="exponent"))
+    value = expression("pow", load("x", along("i")), exponent)
+    stage = Stage(Buffer("out", (size("x", 0),), torch.float32), (Axis("i", size("x", 0)),), value)
+    return compile_program(Program(buffers, ("exponent",), (stage,), ("out",)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("exponent", [-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 0.2, -1.7, 40.0])
+def test_powers(power, exponent):
+    """The exponents that have loops of their own are as right as the others, at the edges of floats too."""
+    special = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-42, 3e38, -3e38, math.inf, -math.inf, math.nan])
+    x = torch.cat([special, torch.linspace(-3, 3, 101), torch.logspace(-30, 30, 101)])
+    (out,) = power([x], [exponent])
+    expected = x.double() ** torch.tensor(exponent, dtype=torch.float32).item()
+    torch.testing.assert_close(out, expected.float(), rtol=2.4e-7, atol=0, equal_nan=True)
+
+
+FUNCTIONS = ("sin", "cos", "tan", "lgamma", "digamma")
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """Each of some functions of x."""
+    buffers, axis = (Buffer("x", (size("x", 0),), torch.float32),), Axis("i", size("x", 0))
+    stages = tuple(
+        Stage(Buffer(op, (size("x", 0),), torch.float32), (axis,), expression(op, load("x", along("i"))))
+        for op in FUNCTIONS
+    )
+    kernels = compile_program(Program(buffers, (), stages, FUNCTIONS), torch.device("cpu"))
+    return lambda x: dict(zip(FUNCTIONS, kernels([x])))
+
+
+def test_angles_far_from_zero(functions):
+    x = torch.tensor([1.0, 3e4, 1e6, 2e6, -7e8, 1e15, 3e38, -1e20, math.inf, math.nan])
+    found = functions(x)
+    for op in ("sin", "cos", "tan"):
+        torch.testing.assert_close(found[op], getattr(torch, op)(x.double()).float(), equal_nan=True)
+
+
+@pytest.mark.parametrize("lowest", [1e-6, -9.7])
+def test_gamma_functions(functions, lowest):
+    """Blocks of positive numbers alone are computed in another way; near 1 and 2 the logarithm vanishes."""
+    near = torch.tensor([1.0, 2.0])[:, None] + torch.logspace(-7, -1, 50) * torch.tensor([1.0, -1.0])[:, None, None]
+    x = torch.cat([torch.linspace(lowest, 30, 1000), near.flatten(), torch.logspace(1, 6, 50)])
+    found = functions(x)
+    for op in ("lgamma", "digamma"):
+        torch.testing.assert_close(found[op], getattr(torch, op)(x.double()).float(), rtol=2.4e-7, atol=1e-9)
+
+
+PLACES = ((1, 0), (1, -3), (1, 2), (-1, 4), (2, -5), (-2, 9), (1, 50), (1, -50))  # factor and offset
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """out[i, j] = x[i - 1, factor j + offset] for each place, 0 outside"""
+    x = Buffer("x", (size("x", 0), size("x", 1)), torch.float32)
+    axes, names = (Axis("i", size("x", 0)), Axis("j", size("x", 1))), tuple(f"out{k}" for k in range(len(PLACES)))
+    before = Index((("i", 1),), Size("const", -1))
+    stages = tuple(
+        Stage(
+            Buffer(name, x.sizes, torch.float32),
+            axes,
+            load("x", before, Index((("j", factor),), Size("const", offset)), guarded=True),
+        )
+        for name, (factor, offset) in zip(names, PLACES)
+    )
+    return compile_program(Program((x,), (), stages, names), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rows, columns", [(700, 7), (3, 1500), (1, 4)])
+@pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.t().contiguous().t()], ids=["rows", "columns"])
+def test_lanes_outside_are_zero(shifted, rows, columns, layout):
+    x = layout(torch.arange(1.0, 1.0 + rows * columns).view(rows, columns))
+    for out, (factor, offset) in zip(shifted([x]), PLACES):
+        place = torch.arange(columns) * factor + offset
+        expected = torch.zeros(rows, columns)
+        expected[1:] = torch.where((place >= 0) & (place < columns), x[:-1, place.clamp(0, columns - 1)], 0.0)
+        assert torch.equal(out, expected)

@@ -1,0 +1,122 @@
+"""C++ of loads: blocks of lanes, single elements, and elements whose place is computed or may lie outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .expressions import COMPUTED, identifier, size_of
+from .ir import Expression, Index
+from .memory import factor_of, held, total
+from .schedule import plain_axis
+
+if TYPE_CHECKING:
+    from .nest import Nest
+
+Outside = Sequence[tuple[Index | Expression, str]]  # dimensions whose index may lie outside, each with its size
+
+
+def load(nest: Nest, node: Expression) -> str:
+    """The value of a load."""
+    name, kind = node["buffer"], COMPUTED[node.dtype]
+    if (source := nest.of.made.get(name)) is not None and nest.of.kernel.is_point(source):
+        local = f"local_{identifier(name)}"
+        return local if nest.of.is_rows else _lanes_of(nest, kind, local)
+    base: list[tuple[str, str]] = []
+    lanes: dict[str, list[tuple[str, str]]] = {}
+    followed: list[tuple[str, str]] = []
+    for dimension, index in enumerate(node["index"]):
+        stride = nest.memory.stride(name, dimension)
+        if isinstance(index, Expression):
+            followed.append((nest.values[id(index)], stride))
+            continue
+        base.append((size_of(index.offset), stride))
+        for axis, factor in index.terms:
+            term = (factor_of(factor), stride)
+            if axis in nest.lane_names:
+                lanes.setdefault(axis, []).append(term)
+            else:
+                base.append((axis, total([term])))
+    by_axis = {axis: total(terms) for axis, terms in lanes.items()}
+    data, origin = f"a.data_{identifier(name)}", total(base)
+    outside = _outside(nest, node) if node["guarded"] else []
+    if followed or (outside and not by_axis):
+        return _follow(nest, kind, data, origin, by_axis, followed, outside)
+    if not by_axis:
+        return nest.assign(kind, f"widen({data}[{origin}])", False)
+    return _block(nest, kind, data, origin, by_axis, outside)
+
+
+def _outside(nest: Nest, node: Expression) -> Outside:
+    extents = {axis.name: axis.extent for axis in nest.of.kernel.outer + nest.loop.inner}
+    return [
+        (index, size_of(size))
+        for index, size in zip(node["index"], nest.memory.buffers[node["buffer"]].sizes)
+        if isinstance(index, Expression) or extents.get(plain_axis(index) or "") != size
+    ]
+
+
+def _lanes_of(nest: Nest, kind: str, block: str) -> str:
+    """The value that each lane has of a block."""
+    if block not in nest.viewed:
+        nest.viewed[block] = nest.of.name("v")
+        nest.body.load(kind, nest.viewed[block], block)
+    return nest.viewed[block]
+
+
+def _block(nest: Nest, kind: str, data: str, origin: str, by_axis: Mapping[str, str], outside: Outside) -> str:
+    """A block of lanes, once for each place; where some lie outside, those are 0."""
+    if not outside:
+        view = nest.space.view("View", data, by_axis)
+        return _lanes_of(nest, kind, _taken(nest, kind, view, f"{nest.seek(view)}, n, {origin}"))
+    guards = [(*nest.split(index), size) for index, size in outside if isinstance(index, Index)]
+    along = ", ".join(nest.space.strides(lanes) for _, lanes, _ in guards)
+    ranges = ", ".join(f"{{{base}, {size}}}" for base, _, size in guards)
+    view = nest.space.view("Guarded", data, by_axis, f"{{{along}}}")
+    return _lanes_of(nest, kind, _taken(nest, kind, view, f"begin, n, {origin}, {{{ranges}}}"))
+
+
+def _taken(nest: Nest, kind: str, view: str, where: str) -> str:
+    """The block that a view gives."""
+    key = f"{view}.block({where}"
+    if key not in nest.viewed:
+        nest.viewed[key] = block = nest.of.name("x")
+        nest.blocks.append(f"const {held(kind)}* {block} = {key}, {nest.of.array(kind)});")
+    return nest.viewed[key]
+
+
+def _follow(
+    nest: Nest,
+    kind: str,
+    data: str,
+    origin: str,
+    by_axis: Mapping[str, str],
+    followed: Sequence[tuple[str, str]],
+    outside: Outside,
+) -> str:
+    """An element whose place is computed, or that is at one place for all lanes and may lie outside."""
+    varies = bool(by_axis) or any(index in nest.body for index, _ in followed)
+    place = total([(origin, "1"), *followed])
+    if by_axis:
+        place = f"{nest.offsets(by_axis, origin)}[i] + {total(followed)}"
+    conditions = []
+    for index, size in outside:
+        if isinstance(index, Expression):
+            at = nest.values[id(index)]
+        else:
+            text, lane = nest.position(index)
+            at = nest.assign("int64_t", text, lane)
+            varies |= lane
+        conditions.append(f"lies_in({at}, {size})")
+    if not varies:
+        text = f"widen({data}[{place}])"
+        return nest.assign(kind, f"{' && '.join(conditions)} ? {text} : {kind}(0)" if conditions else text, False)
+    key = f"{data}[{place}] {conditions}"
+    if key not in nest.viewed:
+        inside = nest.assign("bool", " && ".join(conditions), True) if conditions else ""
+        where = nest.assign("int64_t", f"{inside} ? {place} : 0" if inside else place, True)
+        element = nest.of.name("v")
+        # A loop of its own, so that the others are vectorised.
+        nest.body.call(kind, element, "blocks::gather", [(data, ""), (where, "int64_t")])
+        nest.viewed[key] = nest.assign(kind, f"{inside} ? {element} : {kind}(0)", True) if inside else element
+    return nest.viewed[key]

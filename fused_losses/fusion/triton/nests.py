@@ -120,8 +120,9 @@ class NestWriter:
     def _axis(self, name: str) -> Value:
         """The place along an axis."""
         space = self.kinds.get(name)
-        text = {PART: "part", PROGRAM: "program"}.get(name, name)
-        return Value(text, frozenset() if space is None else frozenset({space.kind}))
+        if space is None:
+            return Value("program" if name == PROGRAM else name, frozenset())
+        return Value(name, frozenset({space.kind}))
 
     def _position(self, index: Index) -> Value:
         """A position along axes."""

@@ -17,7 +17,7 @@ from ..ir import Axis, Buffer, Expression, Extern, Index, Program, Size, Stage
 from ..schedule import ONE, Kernel, Loop, memory_order, reads, schedule
 
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums and intermediate results are kept in
-PART, PROGRAM = "part", "program"  # axes of the parts: among programs with the same rows, and among all
+PART, PROGRAM = "part", "each"  # axes of the parts: among programs with the same rows, and among all
 
 
 @dataclass(frozen=True)

@@ -116,24 +116,28 @@ def unified(program: Program) -> list[Stage | Extern]:
     extents: dict[str, Size] = {}
     along: dict[str, list[str | None]] = {buffer.name: [None] * len(buffer.sizes) for buffer in program.inputs}
     steps: list[Stage | Extern] = []
+    made: set[str] = set()
     for step in program.steps:
         if isinstance(step, Extern):
             along.update((buffer.name, [None] * len(buffer.sizes)) for buffer in step.buffers)
             steps.append(step)
             continue
-        names = _common_names(step, along, extents)
+        names = _common_names(step, along, extents, made)
         steps.append(_renamed(step, names))
         along[step.buffer.name] = [names.get(axis.name) for axis in step.axes]
+        made.add(step.buffer.name)
     return steps
 
 
-def _common_names(stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size]) -> dict[str, str]:
-    """For each axis of a stage the name it has where the same buffers are read by others, or else a fitting one."""
+def _common_names(
+    stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size], made: set[str]
+) -> dict[str, str]:
+    """For each axis of a stage the name it has where the same buffers are made or read by others, or a fitting one."""
     axes = {axis.name: axis for axis in domain(stage)}
     names: dict[str, str] = {}
     plain = [
         (load["buffer"], dimension, axis)
-        for load in sorted(loads(stage), key=lambda load: -len(load["index"]))
+        for load in sorted(loads(stage), key=lambda load: (load["buffer"] not in made, -len(load["index"])))
         for dimension, axis in enumerate(map(plain_axis, load["index"]))
         if axis in axes
     ]

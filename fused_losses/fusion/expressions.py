@@ -127,6 +127,8 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
 
 def is_blockwise(node: Expression) -> bool:
     """Whether an operation that varies along lanes is one call for a block of them."""
+    if not node.dtype.is_floating_point:  # a division by a constant is short
+        return False
     return node.op in _LONG and not (node.op == "pow" and simple_power(node) in _POWERS)
 
 

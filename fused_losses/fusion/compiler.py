@@ -26,9 +26,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # contracted, since x * x - y * y is 0 for equal x and y; the polynomials of csrc ask for it where they want it.
 FLAGS = (
     "-std=c++17",
-    "-O2",  # with vectors as for -O3, which takes up to twice as long and is no faster
-    "-ftree-vectorize",
-    "-fvect-cost-model",
+    "-O3",
     "-fPIC",
     "-shared",
     "-fvisibility=hidden",

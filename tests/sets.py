@@ -1,6 +1,7 @@
 """The specs that tests loop over."""
 
 import pytest
+import torch
 
 from fused_losses.specs import SPECS
 
@@ -14,3 +15,9 @@ def each(specs):
 
 
 each_spec, each_pair, each_drop_in = each(SPECS), each(PAIRS), each(DROP_INS)
+
+
+def dtypes_in_turn(samples):
+    """Each sample with two dtypes, fp32 and one of the others: for kernels that run as slowly as emulation does."""
+    others = (torch.bfloat16, torch.float64, torch.float16)
+    return [(sample, (torch.float32, others[k % 3])) for k, sample in enumerate(samples)]

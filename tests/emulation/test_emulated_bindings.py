@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emulator import build_bindings
-from sets import each_spec
+from sets import dtypes_in_turn, each_spec
 
 from fused_losses.backends import choice, fake
 from fused_losses.testing import check_loss
@@ -27,14 +27,15 @@ def emulated(operators, monkeypatch):
 @each_spec
 def test_check(spec):
     laid_out = set()
-    for sample in spec.samples():
+    for sample, dtypes in dtypes_in_turn(spec.samples()):
         elements = max(t.numel() for t in sample.tensors)
         if elements > 20_000:
             continue
         wide = sample.to(torch.float64, "cpu")
         loss, reference = spec.build(wide, "cpp"), spec.build(wide, "reference")
-        check_loss(loss, reference, [wide], dtypes=choice.DTYPES, checks=["value", "gradient"])
+        check_loss(loss, reference, [wide], dtypes=dtypes, checks=["value", "gradient"])
         path = sample.name.split("-")[0]
-        if spec.family != "linear" and path not in laid_out:  # linear kernels see contiguous chunks only
+        # Linear kernels see contiguous chunks only, and the emulator takes seconds for each layout of long rows.
+        if spec.family != "linear" and elements < 5_000 and path not in laid_out:
             laid_out.add(path)
             check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=["layouts"])

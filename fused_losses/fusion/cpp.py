@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from .expressions import identifier
 from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass, inner_size
@@ -51,14 +49,7 @@ class Run:
     def scratch(self) -> tuple[Buffer, ...]:
         """What is kept for the time of the call and may be large: torch's memory, as results are."""
         kept = [b for b in self.made.values() if b.name in self.memory.stored and b.name not in self.results]
-        return tuple(replace(buffer, dtype=held(buffer, self.memory)) for buffer in kept if buffer.sizes)
-
-
-def held(buffer: Buffer, memory: Memory) -> torch.dtype:
-    """What the numbers of a buffer are kept as: outside of tensors, those of half precision in fp32."""
-    is_tensor = buffer.name in memory.strided or buffer.name in memory.returned
-    is_half = buffer.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if is_half and not is_tensor else buffer.dtype
+        return tuple(replace(buffer, dtype=self.memory.dtype(buffer.name)) for buffer in kept if buffer.sizes)
 
 
 def source_of(program: Program) -> Source:
@@ -148,11 +139,11 @@ def _inputs_of(size: Size) -> Iterator[str]:
 def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> Run:
     made = _buffers(kernels)
     stages = [stage for kernel in kernels for stage in kernel.stages]
-    needed = {input for stage in stages for size in _sizes(stage) for input in _inputs_of(size)}
+    wanted = {input for stage in stages for size in _sizes(stage) for input in _inputs_of(size)}
     for stage in stages:
         for read in reads(stage) & set(strided):
-            needed |= {read, *(input for size in strided[read].sizes for input in _inputs_of(size))}
-    operands = tuple(buffer for buffer in strided if buffer in needed)
+            wanted |= {read, *(input for size in strided[read].sizes for input in _inputs_of(size))}
+    operands = tuple(buffer for buffer in strided if buffer in wanted)
     results = tuple(buffer for buffer in made if buffer in later)
     home = {stage.buffer.name: k for k, kernel in enumerate(kernels) for stage in kernel.stages}
     crossing = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .ir import Expression, Size
+from .ir import WIDE, Expression, Size
 
 # What a dtype is stored as, what a block of it is held as, and what one element is computed with. Loops over memory of
 # bool do not vectorise.
@@ -24,10 +24,10 @@ STORED = {
     torch.uint8: "uint8_t",
     torch.bool: "uint8_t",
 }
-HELD = STORED | {torch.bfloat16: "float", torch.float16: "float"}
+HELD = STORED | {low: STORED[wide] for low, wide in WIDE.items()}
 COMPUTED = HELD | {torch.bool: "bool"}
 
-_INFIX = {
+INFIX = {
     "add": "+",
     "sub": "-",
     "mul": "*",
@@ -60,7 +60,7 @@ _LONG = frozenset(  # so long that a block of lanes makes a call: inlined, they 
     )
 )
 OPERATIONS = (
-    frozenset(_INFIX) | _SHORT | _MIDDLING | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+    frozenset(INFIX) | _SHORT | _MIDDLING | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
 )
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
 
@@ -77,7 +77,7 @@ def size_of(size: Size) -> str:
         return f"a.size_{identifier(size.value[0])}_{size.value[1]}"
     x, y = map(size_of, size.arguments)
     if size.op in ("add", "sub", "mul"):
-        return f"({x} {_INFIX[size.op]} {y})"
+        return f"({x} {INFIX[size.op]} {y})"
     return {"floordiv": f"floor_divide_<int64_t>({x}, {y})", "max": f"most({x}, {y})", "min": f"least({x}, {y})"}[
         size.op
     ]
@@ -101,8 +101,8 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
     """C++ of one elementwise operation on values that are already named; inline where it varies along lanes."""
     op, kind = node.op, COMPUTED[node.dtype]
     x = arguments[0]
-    if op in _INFIX:
-        text = f"{x} {_INFIX[op]} {arguments[1]}"
+    if op in INFIX:
+        text = f"{x} {INFIX[op]} {arguments[1]}"
         return f"static_cast<{kind}>({text})" if kind in ("int16_t", "int8_t", "uint8_t") else text
     if op == "cast":
         if node.arguments[0].dtype is torch.bool:  # a choice vectorises where a conversion does not

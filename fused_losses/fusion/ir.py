@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+# What low-precision floats are computed in, and kept in where no tensor holds them.
+WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .expressions import HELD, STORED, identifier, size_of
-from .ir import Axis, Buffer, Size
+import torch
+
+from .expressions import STORED, identifier, size_of
+from .ir import WIDE, Axis, Buffer, Size
 from .schedule import ONE
 
 
@@ -19,9 +21,13 @@ class Memory:
     stored: frozenset[str]  # computed buffers that are read outside their kernel
     returned: frozenset[str]  # those that become tensors, which keep their dtype
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What the numbers of a buffer are stored as."""
+        dtype, is_tensor = self.buffers[name].dtype, name in self.strided or name in self.returned
+        return dtype if is_tensor else WIDE.get(dtype, dtype)
+
     def stored_type(self, name: str) -> str:
-        dtype = self.buffers[name].dtype
-        return (STORED if name in self.strided or name in self.returned else HELD)[dtype]
+        return STORED[self.dtype(name)]
 
     def stride(self, name: str, dimension: int) -> str:
         if name in self.strided:

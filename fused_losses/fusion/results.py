@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from .expressions import COMPUTED, HELD, identifier
-from .ir import Axis, Index, Size, Stage
+from .ir import Axis, Stage
 from .memory import decoded, held, looped, place_among, product, total
-from .schedule import ONE
+from .schedule import ONE, place_along
 
 if TYPE_CHECKING:
     from .nest import Nest
@@ -129,13 +129,7 @@ def _reduce(nest: Nest, stage: Stage, value: str) -> None:
 def _index_of(nest: Nest, stage: Stage) -> str:
     """Where along the flattened reduced axes a point is."""
     axes = [axis for axis in stage.reduced if axis.extent != ONE]
-    terms = []
-    for k, axis in enumerate(axes):
-        factor = Size("const", 1)
-        for later in axes[k + 1 :]:
-            factor = later.extent if factor == ONE else Size("mul", arguments=(factor, later.extent))
-        terms.append((axis.name, 1 if factor == ONE else factor))
-    return nest.assign("int64_t", *nest.position(Index(tuple(terms))))
+    return nest.assign("int64_t", *nest.position(place_along(axes)))
 
 
 def _accumulators(nest: Nest, stage: Stage, how: str, count: str) -> str:

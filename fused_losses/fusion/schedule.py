@@ -111,6 +111,19 @@ def plain_axis(index: Index | Expression) -> str | None:
     return None
 
 
+def product(sizes: Sequence[Size]) -> Size:
+    result = ONE
+    for size in sizes:
+        result = size if result == ONE else Size("mul", arguments=(result, size))
+    return result
+
+
+def place_along(axes: Sequence[Axis]) -> Index:
+    """Where a point is among all points of some axes."""
+    factors = (product([later.extent for later in axes[k + 1 :]]) for k in range(len(axes)))
+    return Index(tuple((axis.name, 1 if factor == ONE else factor) for axis, factor in zip(axes, factors)))
+
+
 def unified(program: Program) -> list[Stage | Extern]:
     """The steps with axes that mean the same named the same across stages, so that equal axes are one loop."""
     extents: dict[str, Size] = {}
@@ -185,14 +198,15 @@ def _joins(stage: Stage, group: list[Stage] | Extern) -> bool:
     """Whether a stage may run in a kernel, and gains from it: it reads the kernel's results or shares its loops."""
     if isinstance(group, Extern) or (axes := _outer([*group, stage])) is None:
         return False
-    if _reads_itself(group) and axes[0] != (_outer(group) or axes)[0]:
+    if reads_itself(group) and axes[0] != (_outer(group) or axes)[0]:
         return False  # fewer rows would run in parallel, and no longer stay in cache
     mine = set(domain(stage))
     shares = any(set(domain(other)) == mine for other in group) or mine == set(axes[0])
     return shares or not reads(stage).isdisjoint(other.buffer.name for other in group)
 
 
-def _reads_itself(stages: Sequence[Stage]) -> bool:
+def reads_itself(stages: Sequence[Stage]) -> bool:
+    """Whether some of the stages read what others of them make."""
     made = {stage.buffer.name for stage in stages}
     return any(not made.isdisjoint(reads(stage)) for stage in stages)
 
@@ -213,7 +227,7 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
             if (source := inside.get(load["buffer"])) is not None:
                 shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
     outer = tuple(axis for axis in order if axis in shared)
-    if _reads_itself(stages):
+    if reads_itself(stages):
         return _batched(outer, stages)
     settled = _settled(outer, stages)
     return (_narrowed(settled, order, stages), ()) if settled else None

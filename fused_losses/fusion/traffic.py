@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cpp import Run, held, laid_out, needed
+from .cpp import Run, laid_out, needed
 from .ir import Buffer, Expression, Extern, Index, Program, Stage
 from .schedule import Kernel, domain, loads, nodes, unified
 from .sizes import evaluate
@@ -81,7 +81,7 @@ def _of_pass(kernel: Kernel, run: Run, shapes: Shapes) -> Traffic:
     own = {buffer.name for buffer in made}
 
     def bytes_in(name: str, elements: int) -> int:
-        return elements * held(memory.buffers[name], memory).itemsize
+        return elements * memory.dtype(name).itemsize
 
     elements = _elements_read(kernel.stages, memory.buffers, shapes)
     reads = {name: bytes_in(name, count) for name, count in elements.items() if name not in own}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..compiler import BuildError
-from ..expressions import simple_power
+from ..expressions import INFIX, simple_power
 from ..ir import Expression
 
 # What one element is computed with.
@@ -24,23 +24,7 @@ COMPUTED = {
     torch.uint8: "tl.uint8",
     torch.bool: "tl.int1",
 }
-_INFIX = {
-    "add": "+",
-    "sub": "-",
-    "mul": "*",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "eq": "==",
-    "ne": "!=",
-    "logical_and": "&",
-    "logical_or": "|",
-    "logical_xor": "^",
-    "bitwise_and": "&",
-    "bitwise_or": "|",
-    "bitwise_xor": "^",
-}
+_INFIX = {name: sign for name, sign in INFIX.items() if name != "div"}  # which rounds as torch does in libdevice alone
 # Functions that literals may be given to as they are.
 _BESIDE_LITERALS = {
     "where": "tl.where",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..expressions import identifier
 from ..ir import Expression, Index, Size, Stage
-from ..schedule import nodes, plain_axis
+from ..schedule import ONE, nodes, place_along, plain_axis
 from .expressions import COMPUTED, literal, operation, typed
-from .numbers import Term, product
+from .numbers import Term
 from .reductions import REDUCTIONS
 from .spaces import LANE, ROW, STEP, Space, indented
 from .tiles import PART, PROGRAM, Nest, reduced
@@ -17,7 +17,7 @@ from .tiles import PART, PROGRAM, Nest, reduced
 if TYPE_CHECKING:
     from .kernels import Writer
 
-ZERO, ONE = Size("const", 0), Size("const", 1)
+ZERO = Size("const", 0)
 
 
 class Value(NamedTuple):
@@ -239,11 +239,7 @@ class NestWriter:
 
     def _place(self, stage: Stage) -> str:
         """Where along the flattened reduced axes a point is."""
-        axes, terms = reduced(stage), []
-        for k, axis in enumerate(axes):
-            factor = product([later.extent for later in axes[k + 1 :]])
-            terms.append((axis.name, 1 if factor == ONE else factor))
-        return self._position(Index(tuple(terms))).text
+        return self._position(place_along(reduced(stage))).text
 
     def _full_mask(self) -> str:
         """What is inside of the tile, of the shape that is accumulated."""

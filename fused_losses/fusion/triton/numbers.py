@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from ..ir import Size
 from ..runtime import number_of
 
-ONE = Size("const", 1)
 Term = tuple[Size, tuple[str, int] | None]  # a size, times the stride of a buffer along a dimension
 Linear = tuple[Term, ...]  # the sum of terms
 
@@ -59,10 +58,3 @@ def inputs_of(numbers: Iterable[Linear], sizes: Iterable[Size]) -> Iterator[str]
         waiting += size.arguments
         if size.op == "size":
             yield size.value[0]
-
-
-def product(sizes: Sequence[Size]) -> Size:
-    result = ONE
-    for size in sizes:
-        result = size if result == ONE else Size("mul", arguments=(result, size))
-    return result

@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import compiler
 from ..ir import Axis, Extern, Program
 from ..runtime import MOST_LAYOUTS, Compiled, Operator, number_of
-from .numbers import inputs_of, product, value_of
+from ..schedule import product
+from .numbers import inputs_of, value_of
 from .source import Launch, source_of
 from .tiles import PART, PROGRAM, Tile
 
@@ -77,20 +78,29 @@ class _Launcher:
         launch = self._launch
         given = [tensors[name] for name in self._given]
         key = tuple((tensor.shape, tensor.stride()) for tensor in given)
-        plan = self._plans.get(key)
-        shapes = plan.shapes if plan is not None else _Planner(launch, tensors).shapes
         device = next(iter(tensors.values())).device
-        for buffer, shape in zip(launch.results, shapes):
-            tensors[buffer.name] = torch.empty(shape, dtype=buffer.dtype, device=device)
+        plan = self._plans.get(key)
         if plan is None:
-            if len(self._plans) >= MOST_LAYOUTS:
-                self._plans.clear()
-            plan = self._plans[key] = _Planner(launch, tensors).plan()
+            plan = self._plan(key, tensors, device)
+        else:
+            self._allocate(plan.shapes, tensors, device)
         if plan.grid[0]:
             numbers = [parameters[k] for k in self._parameters]
             operands = [tensors[name] for name in launch.operands]
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 self._function[plan.grid](*operands, *plan.numbers, *numbers, **plan.constants)
+
+    def _plan(self, key: Any, tensors: dict[str, Tensor], device: torch.device) -> Plan:
+        planner = _Planner(self._launch, tensors)
+        self._allocate(planner.shapes, tensors, device)
+        if len(self._plans) >= MOST_LAYOUTS:
+            self._plans.clear()
+        self._plans[key] = plan = planner.plan()
+        return plan
+
+    def _allocate(self, shapes: Sequence[Sequence[int]], tensors: dict[str, Tensor], device: torch.device) -> None:
+        for buffer, shape in zip(self._launch.results, shapes):
+            tensors[buffer.name] = torch.empty(shape, dtype=buffer.dtype, device=device)
 
 
 class _Planner:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ..cpp import needed
 from ..expressions import identifier
-from ..ir import Axis, Buffer, Extern, Program, Stage
+from ..ir import WIDE, Axis, Buffer, Extern, Program, Stage
 from ..schedule import reads
 from .kernels import Space, Writer, indented
 from .numbers import Linear
-from .tiles import WIDE, Tile, tiles
+from .tiles import Tile, tiles
 
 HEAD = '''"""Kernels of a fused loss, generated."""
 

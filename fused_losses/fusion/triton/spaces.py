@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Axis
-from .numbers import Numbers, product
+from ..schedule import product
+from .numbers import Numbers
 from .tiles import PART, PROGRAM
 
 ROW, LANE, STEP = "row", "lane", "step"

@@ -11,12 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
+from ..ir import WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage
+from ..schedule import ONE, Kernel, Loop, memory_order, reads_itself, schedule
 
-from ..ir import Axis, Buffer, Expression, Extern, Index, Program, Size, Stage
-from ..schedule import ONE, Kernel, Loop, memory_order, reads, schedule
-
-WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}  # what sums and intermediate results are kept in
 PART, PROGRAM = "part", "each"  # axes of the parts: among programs with the same rows, and among all
 
 
@@ -93,7 +90,7 @@ def _is_scalar(tile: Tile) -> bool:
 def _tiles(kernel: Kernel) -> Iterator[Tile]:
     apart = [stage for stage in kernel.stages if _is_apart(kernel, stage)]
     together = [stage for stage in kernel.stages if stage not in apart]
-    if together and len(_by_domain(together)) == 1 and reduced(together[0]) and not _reads_itself(kernel):
+    if together and len(_by_domain(together)) == 1 and reduced(together[0]) and not reads_itself(kernel.stages):
         yield from _reduction(together)
     elif together:
         yield from _together(kernel, together)
@@ -108,13 +105,8 @@ def _is_apart(kernel: Kernel, stage: Stage) -> bool:
     """
     if kernel.is_local(stage):
         inner = set(kept(stage)) - set(kernel.outer)
-        return bool(inner and reduced(stage)) and not _reads_itself(kernel)
+        return bool(inner and reduced(stage)) and not reads_itself(kernel.stages)
     return not set(kept(stage)) <= set(kernel.batch) or stage.combine in ("argmax", "argmin")
-
-
-def _reads_itself(kernel: Kernel) -> bool:
-    made = {stage.buffer.name for stage in kernel.stages}
-    return any(not made.isdisjoint(reads(stage)) for stage in kernel.stages)
 
 
 def _by_domain(stages: Sequence[Stage]) -> list[list[Stage]]:

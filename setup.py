@@ -19,7 +19,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("FUSED_LOSSES_BUILD", "auto").lower()
-ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 CXX_FLAGS = [
     "-O3",
     "-std=c++20",
@@ -106,10 +106,9 @@ def cuda_extension(tools: Any) -> Any:
     if record["cuda"] is None and os.environ.get("FORCE_CUDA", "0") != "1":
         return note("this torch is built for CPUs only (FORCE_CUDA=1 builds anyway)", "_C_cuda", "skipped")
     home = cuda_home(tools)
-    if home is None:
+    if home is None or not (Path(home) / "bin" / "nvcc").is_file():
         return note("there is no CUDA toolkit; set CUDA_HOME", "_C_cuda", "skipped")
     tools.CUDA_HOME = home
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     libraries = [str(Path(home) / "lib64")]
     if record["cuda"] is None:
         libraries.insert(0, stand_in_for_torch_cuda())
@@ -120,9 +119,21 @@ def cuda_extension(tools: Any) -> Any:
         include_dirs=[str(Path(home) / "include")],
         libraries=["cudart"],
         library_dirs=libraries,
-        extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": [*NVCC_FLAGS, *architecture_flags(home)]},
         extra_link_args=["-s", "-Wl,--no-as-needed", "-ltorch_cuda"],
     )
+
+
+def architecture_flags(home: str) -> list[str]:
+    """Code for every architecture that this nvcc knows, unless TORCH_CUDA_ARCH_LIST names others.
+
+    All of it comes from one PTX, which is most of what compiling takes: no kernel asks where it runs.
+    """
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return []
+    known = subprocess.run([f"{home}/bin/nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+    codes = [code for code in ARCHITECTURES if code in known.split()]
+    return [f"-gencode=arch=compute_80,code={code}" for code in (*codes, "compute_80")]
 
 
 def stand_in_for_torch_cuda() -> str:

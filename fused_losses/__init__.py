@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib as _importlib
 import importlib.util as _util
 import sys as _sys
 from pathlib import Path as _Path
@@ -9,6 +10,22 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from .fusion import fuse as fuse
+    from .integrations.replacement import replace_losses as replace_losses
+    from .integrations.transformers import fuse_lm_head as fuse_lm_head
+    from .losses.preference import (
+        CPOLoss as CPOLoss,
+        DPOLoss as DPOLoss,
+        GRPOLoss as GRPOLoss,
+        KTOLoss as KTOLoss,
+        LinearCPOLoss as LinearCPOLoss,
+        LinearDPOLoss as LinearDPOLoss,
+        LinearGRPOLoss as LinearGRPOLoss,
+        LinearKTOLoss as LinearKTOLoss,
+        LinearORPOLoss as LinearORPOLoss,
+        LinearSimPOLoss as LinearSimPOLoss,
+        ORPOLoss as ORPOLoss,
+        SimPOLoss as SimPOLoss,
+    )
 
 
 def _import_source_folder(name: str) -> None:
@@ -29,8 +46,6 @@ _import_source_folder("triton_kernels")
 
 from . import functional
 from .backends import backend_report, empty_cache, use_backend
-from .integrations.replacement import replace_losses
-from .integrations.transformers import fuse_lm_head
 from .losses.divergence import JSDLoss, TVDLoss
 from .losses.linear import LinearCrossEntropyHead, LinearCrossEntropyLoss, LinearJSDLoss, LinearKLDivLoss
 from .losses.pointwise import (
@@ -44,20 +59,6 @@ from .losses.pointwise import (
     MSELoss,
     SigmoidFocalLoss,
     SmoothL1Loss,
-)
-from .losses.preference import (
-    CPOLoss,
-    DPOLoss,
-    GRPOLoss,
-    KTOLoss,
-    LinearCPOLoss,
-    LinearDPOLoss,
-    LinearGRPOLoss,
-    LinearKTOLoss,
-    LinearORPOLoss,
-    LinearSimPOLoss,
-    ORPOLoss,
-    SimPOLoss,
 )
 from .losses.softmax import CrossEntropyLoss
 
@@ -103,9 +104,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name == "fuse":  # with what it imports, only where somebody asks for it
-        from .fusion import fuse
+_PREFERENCE = ("CPOLoss", "DPOLoss", "GRPOLoss", "KTOLoss", "ORPOLoss", "SimPOLoss")
+# What few need, and what it imports: the module that has it.
+_ON_DEMAND = {
+    "fuse": ".fusion",
+    "fuse_lm_head": ".integrations.transformers",
+    "replace_losses": ".integrations.replacement",
+    **dict.fromkeys((name for name in __all__ if name.removeprefix("Linear") in _PREFERENCE), ".losses.preference"),
+}
 
-        return fuse
+
+def __getattr__(name: str) -> object:
+    if name in _ON_DEMAND:
+        return getattr(_importlib.import_module(_ON_DEMAND[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -130,3 +130,9 @@ template <class A>
 struct ArgMax : ArgExtremum<A, true> {};
 template <class A>
 struct ArgMin : ArgExtremum<A, false> {};
+
+// Takes in each element of a block at a place of its own.
+template <class How, class A>
+FL_APART void scatter(const A* x, const int64_t* places, int64_t n, typename How::Result* sums) {
+  for (int64_t i = 0; i < n; ++i) sums[places[i]] = How::join(sums[places[i]], x[i]);
+}

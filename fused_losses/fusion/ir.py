@@ -65,6 +65,9 @@ class Expression:
         "cast": one argument, to ``dtype``.
         "checked": one int64 argument and size (Size): the argument where 0 <= it < size; elsewhere 0, and the call
             raises IndexError once it has run.
+        "placed": a value and an int64 argument for each of ``index`` (tuple[Index, ...], an axis each): the value where
+            the axes are at those places, 0 elsewhere. What a sum is of, and nothing else: such a sum does not loop over
+            the axes but adds each value at its place.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
     """
@@ -76,6 +79,19 @@ class Expression:
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.attributes)[name]
+
+
+def spread(expression: Expression) -> Expression:
+    """What is placed as a choice at every point of its axes; any other expression as it is."""
+    if expression.op != "placed":
+        return expression
+    value, *places = expression.arguments
+    zero = Expression("constant", value.dtype, (), (("value", 0),))
+    for index, place in zip(expression["index"], places):
+        position = Expression("index", torch.int64, (), (("value", index),))
+        is_there = Expression("eq", torch.bool, (position, place))
+        value = Expression("where", value.dtype, (is_there, value, zero))
+    return value
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,14 @@ class Stage:
     expression: Expression
     reduced: tuple[Axis, ...] = ()
     combine: Combine | None = None  # None exactly where nothing is reduced
+
+    @property
+    def places(self) -> dict[str, Expression]:
+        """Axes that are not looped over, as the expression says where along them it belongs."""
+        node = self.expression
+        if node.op != "placed":
+            return {}
+        return {axis: place for index, place in zip(node["index"], node.arguments[1:]) for axis, _ in index.terms}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Operators that read or write elements which another tensor chooses, as values."""
+"""Operators that read elements which another tensor chooses, as values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from .ir import Expression
 from .lowering import Lowering
-from .operators import as_value, expanded, mapped, operator, reduced
+from .operators import operator
 from .values import (
     ORIGIN,
     Computed,
@@ -22,10 +22,9 @@ from .values import (
     broadcast,
     is_one,
     restricted,
-    same,
     size_of,
 )
-from .views import dimension_of, replaced, single
+from .views import dimension_of, single
 
 
 def checked(index: Value, size: Extent) -> Value:
@@ -38,7 +37,7 @@ def checked(index: Value, size: Extent) -> Value:
     return Computed(index.shape, torch.int64, index.digits, element)
 
 
-def _wrapped(index: Value, size: Extent) -> Value:
+def wrapped(index: Value, size: Extent) -> Value:
     """An index in which -1 is the last element."""
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
@@ -65,6 +64,13 @@ def _gather(tracer: Any, x: Value, dim: int, index: Value, sparse_grad: bool = F
     return View(x, index.shape, index.digits, source)
 
 
+def around(x: Value, dims: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The dimensions that stand before and after those of the indices in x[indices]."""
+    together = list(dims) == list(range(dims[0], dims[0] + len(dims)))
+    rest = [d for d in range(x.ndim) if d not in dims]
+    return [d for d in rest if together and d < dims[0]], [d for d in rest if not together or d > dims[0]]
+
+
 @operator("index")
 def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
@@ -75,11 +81,8 @@ def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
         )
     dims = [d for d, _ in given]
     x = single(x, *dims)
-    shape, digits, chosen = broadcast([_wrapped(as_whole(i), x.shape[d]) for d, i in given])
-    together = dims == list(range(dims[0], dims[0] + len(dims)))
-    place = dims[0] if together else 0
-    rest = [d for d in range(x.ndim) if d not in dims]
-    before, after = [d for d in rest if together and d < place], [d for d in rest if not (together and d < place)]
+    shape, digits, chosen = broadcast([wrapped(as_whole(i), x.shape[d]) for d, i in given])
+    before, after = around(x, dims)
     out_shape = [*(x.shape[d] for d in before), *shape, *(x.shape[d] for d in after)]
     out_digits = [*(x.digits[d] for d in before), *digits, *(x.digits[d] for d in after)]
     common = Computed(shape, torch.int64, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
@@ -104,59 +107,3 @@ def _index_select(tracer: Any, x: Value, dim: int, index: Value) -> Value:
 @operator("embedding")
 def _embedding(tracer: Any, weight: Value, indices: Value, *options: Any) -> Value:
     return _index(tracer, weight, [checked(indices, weight.shape[0])])
-
-
-def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> Any:
-    """x with elements of a source put, or added, where an index says; where only one index is looked at."""
-    dim = dimension_of(x, dim)
-    if not x.ndim or not index.ndim:
-        return NotImplemented
-    x, index, source = as_whole(x), as_whole(index), as_whole(source)
-    whole = all(same(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim)
-    if not whole or not (is_one(index.shape[dim]) or add):
-        return NotImplemented
-    chosen = checked(index, x.shape[dim])
-    many = not is_one(index.shape[dim])
-    # Dimensions of the terms: those of x, and that of the index at the end.
-    shape = [*x.shape, index.shape[dim]]
-
-    def term(lowering: Lowering, positions: Positions) -> Expression:
-        at = replaced(positions[:-1], dim, positions[-1][0])
-        at = tuple((ORIGIN,) if is_one(index.shape[d]) else p for d, p in enumerate(at))
-        equal = lowering.make("eq", torch.bool, lowering.element(chosen, at), positions[dim][0].expression(lowering))
-        put = lowering.cast(lowering.element(source, at), x.dtype)
-        otherwise = lowering.number(0, x.dtype) if add else lowering.element(x, positions[:-1])
-        return lowering.where(equal, put, otherwise)
-
-    terms: Value = Computed(shape, x.dtype, None, term)
-    if not add:
-        return View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
-    sums = (
-        reduced(terms, [x.ndim], "sum", x.dtype)
-        if many
-        else View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
-    )
-    return mapped("add", x.dtype, x, sums)
-
-
-@operator("scatter")
-def _scatter(tracer: Any, x: Value, dim: int, index: Value, source: Any, reduce: Any = None) -> Any:
-    if reduce is not None:
-        return NotImplemented
-    value = source if isinstance(source, Value) and source.ndim else expanded(as_value(source, x.dtype), index.shape)
-    if isinstance(source, Value) and source.ndim and not all(same(a, b) for a, b in zip(source.shape, index.shape)):
-        return NotImplemented
-    return _scattered(x, dim, index, value, add=False)
-
-
-MOST_TERMS = 16  # of a scattered sum, which looks at all of them for each element
-
-
-@operator("scatter_add")
-def _scatter_add(tracer: Any, x: Value, dim: int, index: Value, source: Value) -> Any:
-    terms = index.shape[dimension_of(x, dim)] if index.ndim else 1
-    if not isinstance(terms, int) or terms > MOST_TERMS:
-        return NotImplemented
-    if not all(same(a, b) for a, b in zip(source.shape, index.shape)):
-        return NotImplemented
-    return _scattered(x, dim, index, source, add=True)

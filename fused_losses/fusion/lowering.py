@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ir import Axis, Buffer, Expression, Extern, Program, Read, Size, Stage
+from .ir import Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .values import ORIGIN, External, Input, Position, Positions, Reduction, Stored, Value, is_one, size_of
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Lowering:
         buffer = Buffer(self._new_name(), tuple(axis.extent for axis in outer), value.dtype)
         if not inner:
             combine = None
-            expression = self.cast(expression, value.dtype)
+            expression = self.cast(spread(expression), value.dtype)
         self.steps.append(Stage(buffer, tuple(outer), expression, tuple(inner), combine))
         self.buffers[value] = buffer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -57,9 +58,10 @@ def factor_of(factor: int | Size) -> str:
     return str(factor) if isinstance(factor, int) else size_of(factor)
 
 
-def place_among(axes: Sequence[Axis]) -> str:
-    """Where the point that loops over some axes are at stands among all of their points, in C++."""
-    return total([(x.name, product([y.extent for y in axes[k + 1 :]])) for k, x in enumerate(axes)])
+def place_among(axes: Sequence[Axis], places: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Where a point stands among all points of some axes, in C++: that of their loops, where no place is given."""
+    widths = (product([later.extent for later in axes[k + 1 :]]) for k in range(len(axes)))
+    return total([(places.get(axis.name, axis.name), width) for axis, width in zip(axes, widths)])
 
 
 def looped(axes: Sequence[Axis], body: Sequence[str]) -> list[str]:

@@ -102,28 +102,51 @@ def _how(nest: Nest, stage: Stage, value: str) -> tuple[str, str, str]:
 
 def _reduce(nest: Nest, stage: Stage, value: str) -> None:
     how, kind, value = _how(nest, stage, value)
-    kept = [axis for axis in nest.outside if axis in stage.axes]
+    places = {axis: nest.values[id(place)] for axis, place in stage.places.items()}
+    kept = [axis for axis in stage.axes if axis.name in places]
+    kept += [axis for axis in nest.outside if axis in stage.axes]
     kept += [axis for axis in nest.lanes if axis in stage.axes] if nest.of.is_rows else []
     sums = _accumulators(nest, stage, how, product([axis.extent for axis in kept]))
-    index = place_among([axis for axis in kept if axis.name not in nest.lane_names])
+    index = place_among([axis for axis in kept if axis.name not in nest.lane_names], places)
+    if any(place in nest.body for place in places.values()):
+        _scatter(nest, stage, f"scatter<{how}>", sums, index, nest.body.block_of(value, kind))
+    else:
+        _join(nest, stage, how, kind, sums, index, value)
+    if nest.of.kernel.is_local(stage):
+        _finish_local(nest, stage, sums, kept)
+    else:
+        _finish_sums(nest, stage, how, kept)
+
+
+def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, value: str) -> None:
+    """Takes a value in where the loops around the lanes are, or a block of them."""
     place = _index_of(nest, stage) if stage.combine in ("argmax", "argmin") else None
     element = value if place is None else f"Place<{kind}>{{{value}, {place}}}"
     if not nest.lanes:
         nest.scalars.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {element});")
     elif nest.lanes[0] in stage.axes:
-        nest.keeps_order |= nest.of.is_rows  # results stand in the order of the lanes
-        width, begin = (f"{nest.space.name}.numel", " + begin") if nest.of.is_rows else ("kBlock", "")
         pointer = nest.of.name("p")
-        nest.blocks.append(f"{how}::Result* {pointer} = {sums} + ({index}) * {width}{begin};")
+        nest.blocks.append(f"{how}::Result* {pointer} = {sums} + {_first_lane(nest, index)};")
         nest.body.store(f"{pointer}[i] = {how}::join({pointer}[i], {element});")
     else:
         block = nest.body.block_of(value, kind)
         positions = "" if place is None else f", {nest.body.block_of(place, 'int64_t')}"
         nest.joins.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {how}::block({block}, n{positions}));")
-    if nest.of.kernel.is_local(stage):
-        _finish_local(nest, stage, sums, kept)
-    else:
-        _finish_sums(nest, stage, how, kept)
+
+
+def _scatter(nest: Nest, stage: Stage, function: str, sums: str, index: str, block: str) -> None:
+    """Takes each lane of a block in at its own place."""
+    if nest.lanes[0] in stage.axes:
+        index = f"{_first_lane(nest, index)} + i"
+    place = index if index in nest.body else nest.assign("int64_t", index, True)
+    nest.joins.append(f"{function}({block}, {nest.body.block_of(place, 'int64_t')}, n, {sums});")
+
+
+def _first_lane(nest: Nest, index: str) -> str:
+    """Where the results of a block of lanes start, of which each has its own."""
+    nest.keeps_order |= nest.of.is_rows  # results stand in the order of the lanes
+    width, begin = (f"{nest.space.name}.numel", " + begin") if nest.of.is_rows else ("kBlock", "")
+    return f"({index}) * {width}{begin}"
 
 
 def _index_of(nest: Nest, stage: Stage) -> str:

@@ -73,6 +73,11 @@ def schedule(program: Program) -> list[Kernel | Extern]:
 
 def domain(stage: Stage) -> tuple[Axis, ...]:
     """Every axis that a stage loops over."""
+    return tuple(axis for axis in _axes(stage) if axis.name not in stage.places)
+
+
+def _axes(stage: Stage) -> tuple[Axis, ...]:
+    """Every axis that a stage mentions."""
     return tuple(axis for axis in stage.axes + stage.reduced if axis.extent != ONE)
 
 
@@ -146,7 +151,7 @@ def _common_names(
     stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size], made: set[str]
 ) -> dict[str, str]:
     """For each axis of a stage the name it has where the same buffers are made or read by others, or a fitting one."""
-    axes = {axis.name: axis for axis in domain(stage)}
+    axes = {axis.name: axis for axis in _axes(stage)}
     names: dict[str, str] = {}
     plain = [
         (load["buffer"], dimension, axis)

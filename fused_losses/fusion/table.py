@@ -3,5 +3,6 @@
 from . import lookups as lookups  # each puts its operators into the table
 from . import pieces as pieces
 from . import reshaping as reshaping
+from . import scatters as scatters
 from . import views as views
 from .operators import OPERATORS as OPERATORS

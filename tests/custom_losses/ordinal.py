@@ -87,6 +87,6 @@ def scores_and_labels(draw: Draw, shape: Shape) -> tuple[Tensor, Tensor]:
 LOSSES = (
     Entry(CoralLoss, thresholds_and_labels, ((5, 4), (7, 3)), (1 << 18, 64)),
     Entry(CornLoss, thresholds_and_labels, ((5, 4), (7, 3)), (1 << 18, 64)),
-    Entry(CumulativeLinkLoss, scores_and_labels, ((11,), (3, 5)), (4096, 4096), left_to_torch=("index_put",)),
+    Entry(CumulativeLinkLoss, scores_and_labels, ((11,), (3, 5)), (4096, 4096)),
     Entry(SquaredEMDLoss, logits_and_labels, ((5, 4), (7, 3)), (1 << 18, 64), left_to_torch=("cumsum",)),
 )

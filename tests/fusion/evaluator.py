@@ -135,6 +135,11 @@ class Evaluator:
             if not bool(((arguments[0] >= 0) & (arguments[0] < size)).all()):
                 raise IndexError(f"an index is outside 0..{size - 1}")
             return arguments[0]
+        if node.op == "placed":
+            value, *places = arguments
+            for index, place in zip(node["index"], places):
+                value = torch.where(self.affine(index) == place, value, torch.zeros((), dtype=dtype))
+            return value
         result = TABLE[node.op](*arguments)
         assert result.dtype is dtype, (node.op, result.dtype, node.dtype, [a.dtype for a in arguments])
         return result

@@ -135,6 +135,7 @@ CASES = {
     "differences": (differences, IMAGE),
     "moved": (moved, *PAIR),
     "written": (written, *PAIR),
+    "chosen": (chosen, PAIR[0], LABELS),
     "extremes": (extremes, *PAIR),
     "pairs": (pairs, PAIR[0]),
     "stencil": (stencil, PAIR[0]),
@@ -149,7 +150,6 @@ def folded(x, y):
 
 
 PARTLY = {
-    "chosen": (chosen, {"index_put"}, PAIR[0], LABELS),
     "folded": (folded, {"unfold_backward", "cumprod"}, *PAIR),
     "contrastive": (contrastive, {"mm"}, *PAIR),
     "spectral": (spectral, {"_fft_r2c"}, *PAIR),

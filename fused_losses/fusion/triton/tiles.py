@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..ir import WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage
+from ..ir import WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
 from ..schedule import ONE, Kernel, Loop, memory_order, reads_itself, schedule
 
 PART, PROGRAM = "part", "each"  # axes of the parts: among programs with the same rows, and among all
@@ -65,7 +65,7 @@ class Tile:
 def tiles(program: Program) -> list[Tile | Extern]:
     """What runs, in order; scalars that follow the joining of parts are computed with it."""
     result: list[Tile | Extern] = []
-    for step in schedule(program):
+    for step in schedule(_spread(program)):
         for tile in [step] if isinstance(step, Extern) else _tiles(step):
             last = result[-1] if result else None
             if isinstance(last, Tile) and isinstance(tile, Tile) and _is_scalar(last) and _is_scalar(tile):
@@ -73,6 +73,15 @@ def tiles(program: Program) -> list[Tile | Extern]:
             else:
                 result.append(tile)
     return result
+
+
+def _spread(program: Program) -> Program:
+    """Sums whose terms say where they belong, as sums that look at every term for each place: their order is fixed."""
+    steps = (
+        step if isinstance(step, Extern) else replace(step, expression=spread(step.expression))
+        for step in program.steps
+    )
+    return replace(program, steps=tuple(steps))
 
 
 def kept(stage: Stage) -> tuple[Axis, ...]:

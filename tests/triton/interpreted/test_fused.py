@@ -5,6 +5,7 @@ import mmap
 import elementwise
 import numpy as np
 import pytest
+import scatters
 import torch
 import torch.nn.functional as F
 from custom_losses import CORPUS
@@ -75,6 +76,11 @@ def places(x):
 
 def test_reductions():
     same(reductions_of, draw(3, 5, 7))
+
+
+@pytest.mark.parametrize("loss", scatters.SCATTERS.values(), ids=scatters.SCATTERS)
+def test_sums_at_computed_places(loss):
+    same(loss, *scatters.drawn(5, 3, 7))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0])

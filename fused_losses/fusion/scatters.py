@@ -1,0 +1,158 @@
+"""Operators that put elements, or add them, where another tensor says, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .ir import Expression
+from .lookups import around, checked, wrapped
+from .lowering import Lowering
+from .operators import as_value, expanded, mapped, operator, reduced, with_ones
+from .values import (
+    ORIGIN,
+    Computed,
+    Positions,
+    Scalar,
+    Value,
+    View,
+    as_whole,
+    broadcast,
+    is_one,
+    product,
+    restricted,
+    same,
+)
+from .views import dimension_of, replaced
+
+MOST_TERMS = 16  # of a scattered sum that looks at all of them for each element
+# Of a sum that adds each term at its place, every task has a copy: few results, as many as a near cache holds, or so
+# many terms for each that a task's copy (see task_size in csrc/fusion/passes.h) is little beside them.
+MOST_RESULTS = 4096
+TERMS_EACH = 32
+MOST_PLACES = 256  # on a GPU, where each place looks at every term
+
+
+def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> Any:
+    """x with elements of a source put, or added, where an index says; where only one index is looked at."""
+    dim = dimension_of(x, dim)
+    if not x.ndim or not index.ndim:
+        return NotImplemented
+    x, index, source = as_whole(x), as_whole(index), as_whole(source)
+    whole = all(same(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim)
+    if not whole or not (is_one(index.shape[dim]) or add):
+        return NotImplemented
+    chosen = checked(index, x.shape[dim])
+    many = not is_one(index.shape[dim])
+    # Dimensions of the terms: those of x, and that of the index at the end.
+    shape = [*x.shape, index.shape[dim]]
+
+    def term(lowering: Lowering, positions: Positions) -> Expression:
+        at = replaced(positions[:-1], dim, positions[-1][0])
+        at = tuple((ORIGIN,) if is_one(index.shape[d]) else p for d, p in enumerate(at))
+        equal = lowering.make("eq", torch.bool, lowering.element(chosen, at), positions[dim][0].expression(lowering))
+        put = lowering.cast(lowering.element(source, at), x.dtype)
+        otherwise = lowering.number(0, x.dtype) if add else lowering.element(x, positions[:-1])
+        return lowering.where(equal, put, otherwise)
+
+    terms: Value = Computed(shape, x.dtype, None, term)
+    if not add:
+        return View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
+    sums = (
+        reduced(terms, [x.ndim], "sum", x.dtype)
+        if many
+        else View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
+    )
+    return mapped("add", x.dtype, x, sums)
+
+
+@operator("scatter")
+def _scatter(tracer: Any, x: Value, dim: int, index: Value, source: Any, reduce: Any = None) -> Any:
+    if reduce is not None:
+        return NotImplemented
+    value = source if isinstance(source, Value) and source.ndim else expanded(as_value(source, x.dtype), index.shape)
+    if isinstance(source, Value) and source.ndim and not all(same(a, b) for a, b in zip(source.shape, index.shape)):
+        return NotImplemented
+    return _scattered(x, dim, index, value, add=False)
+
+
+@operator("scatter_add")
+def _scatter_add(tracer: Any, x: Value, dim: int, index: Value, source: Value) -> Any:
+    dim = dimension_of(x, dim)
+    if not index.ndim or not all(a == b for a, b in zip(source.shape, index.shape)):
+        return NotImplemented
+    terms = index.shape[dim]
+    if isinstance(terms, int) and terms <= MOST_TERMS:
+        return _scattered(x, dim, index, source, add=True)
+    others = {d: d for d in range(x.ndim) if d != dim}
+    if not all(x.shape[d] == index.shape[d] for d in others):
+        return NotImplemented
+    return _summed(tracer, as_whole(x), source, {dim: checked(index, x.shape[dim])}, others)
+
+
+@operator("scatter_reduce")
+def _scatter_reduce(
+    tracer: Any, x: Value, dim: int, index: Value, source: Value, reduce: str, include_self: bool = True
+) -> Any:
+    return _scatter_add(tracer, x, dim, index, source) if reduce == "sum" and include_self else NotImplemented
+
+
+@operator("index_put", "_unsafe_index_put")
+def _index_put(
+    tracer: Any, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *options: Any
+) -> Any:
+    given = {d: i for d, i in enumerate(indices) if i is not None}
+    if not accumulate or any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
+        return NotImplemented
+    x = as_whole(x)
+    middle, _, chosen = broadcast([wrapped(i, x.shape[d]) for d, i in given.items()])
+    before, after = around(x, list(given))
+    shape = [*(x.shape[d] for d in before), *middle, *(x.shape[d] for d in after)]
+    own = {d: k for k, d in enumerate(before)} | {d: k for k, d in enumerate(after, len(shape) - len(after))}
+    places = {d: with_ones(i, range(i.ndim, i.ndim + len(after))) for d, i in zip(given, chosen)}
+    return _summed(tracer, x, expanded(values, shape), places, own)
+
+
+@operator("index_add")
+def _index_add(tracer: Any, x: Value, dim: int, index: Value, source: Value, alpha: Any = 1) -> Any:
+    if not x.ndim or not index.ndim:
+        return NotImplemented
+    dim = dimension_of(x, dim)
+    source = source if alpha == 1 else mapped("mul", x.dtype, source, alpha)
+    return _index_put(tracer, x, [None] * dim + [checked(index, x.shape[dim])], source, True)
+
+
+def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], own: Mapping[int, int]) -> Any:
+    """x with every one of some values added to an element of it.
+
+    ``places`` has a tensor that says where along a dimension of x, ``own`` the values' own dimension for the others.
+    """
+    shape, digits, (values, *chosen) = broadcast([values, *places.values()])
+    count = product([x.shape[d] for d in places])
+    if x.dtype is torch.bool or not _is_worthwhile(tracer, count, product(x.shape), product(shape)):
+        return NotImplemented
+    over = [k for k in range(len(shape)) if k not in own.values()]
+    whole = Computed(shape, x.dtype, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+
+    def term(lowering: Lowering, positions: Positions) -> Expression:
+        by_dimension = {k: positions[d] for d, k in own.items()} | dict(zip(over, positions[x.ndim :]))
+        at = tuple(by_dimension[k] for k in range(len(shape)))
+        value, *where = (lowering.element(v, restricted(lowering, at, whole, v)) for v in (values, *chosen))
+        index = tuple(positions[d][0].index() for d in places)
+        return lowering.make("placed", x.dtype, lowering.cast(value, x.dtype), *where, index=index)
+
+    of_x = [digits[own[d]] if d in own else x.digits[d] for d in range(x.ndim)]
+    terms = Computed([*x.shape, *(shape[k] for k in over)], x.dtype, [*of_x, *(digits[k] for k in over)], term)
+    sums = reduced(terms, range(x.ndim, terms.ndim), "sum", x.dtype)
+    return sums if isinstance(x, Scalar) and x.number == 0 else mapped("add", x.dtype, x, sums)
+
+
+def _is_worthwhile(tracer: Any, places: Any, results: Any, terms: Any) -> bool:
+    """Whether a sum whose terms go to computed places is better taken here than left to torch."""
+    if not results > 0:
+        return False
+    if tracer.device.type != "cpu":
+        return places <= MOST_PLACES
+    return results <= MOST_RESULTS or results * TERMS_EACH <= terms

@@ -68,7 +68,8 @@ FL_INLINE float exp_near_zero(float r) {
 // [-log(2)/2, log(2)/2]. Scaling in two steps reaches denormals and infinity. NaN stays NaN.
 FL_INLINE float exp_(float x) {
   const float magic = 12582912.f;
-  x = x < -104.f ? -104.f : x;
+  const bool vanishes = x < -104.f;
+  x = vanishes ? 0.f : x;
   x = x > 89.f ? 89.f : x;
   const float shifted = x * 1.44269504f + magic;
   const int32_t n = bits<int32_t>(shifted) - bits<int32_t>(magic);
@@ -76,7 +77,8 @@ FL_INLINE float exp_(float x) {
   const float r = fma_(-whole, 1.42860677e-6f, x - whole * 0.693145752f);
   const float p = exp_near_zero(r);
   const int32_t half = n >> 1;
-  return p * power_of_two(half) * power_of_two(n - half);
+  const float result = p * power_of_two(half) * power_of_two(n - half);
+  return vanishes ? 0.f : result;
 }
 
 // exp for x <= 0, where one scaling is enough; below the smallest normal number it is 0. NaN stays NaN.

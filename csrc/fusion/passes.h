@@ -186,6 +186,9 @@ class View : public Steps {
       if (stride == 1) {
         FL_ELEMENTWISE
         for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+      } else if (stride == -1) {
+        FL_ELEMENTWISE
+        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[-i]);
       } else if (stride == 0) {
         const A value = widen(*from);
         for (int64_t i = 0; i < count; ++i) to[i] = value;

@@ -133,6 +133,7 @@ def _stage(stage: Stage) -> str:
     axes = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in stage.axes) or "one value"
     over = ", ".join(f"{axis.name} < {_size(axis.extent)}" for axis in stage.reduced)
     kind = f"{stage.combine} over {over} of" if stage.combine else "each"
+    kind = f"sum up to each {stage.cumulated} of" if stage.cumulated else kind
     return f"{stage.buffer.name}[{axes}] = {kind} {_reads(stage.expression)}"
 
 

@@ -68,6 +68,8 @@ class Expression:
         "placed": a value and an int64 argument for each of ``index`` (tuple[Index, ...], an axis each): the value where
             the axes are at those places, 0 elsewhere. What a sum is of, and nothing else: such a sum does not loop over
             the axes but adds each value at its place.
+        "cumulated": one argument and ``index`` (tuple of one Index, an axis): the sum of it over the points of the axis
+            up to here. What a stage stores, and nothing else.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
     """
@@ -123,6 +125,12 @@ class Stage:
         if node.op != "placed":
             return {}
         return {axis: place for index, place in zip(node["index"], node.arguments[1:]) for axis, _ in index.terms}
+
+    @property
+    def cumulated(self) -> str | None:
+        """The axis that the stage has to run along in order, if any: it adds up what came before."""
+        node = self.expression
+        return node["index"][0].terms[0][0] if node.op == "cumulated" else None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Nest:
         varies = any(name in self.body for name in arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
             return arguments[0]
-        if node.op == "placed":  # what the sum adds: see ``results``
+        if node.op in ("placed", "cumulated"):  # what ``results`` adds up
             return arguments[0]
         if node.op == "checked":
             return self._checked(arguments[0], size_of(node["size"]), varies)

@@ -8,8 +8,24 @@ from typing import Any
 
 import torch
 
-from .ir import Combine
-from .values import Extent, Iota, Map, Reduction, Scalar, Value, View, Where, is_one, product
+from .ir import Combine, Expression
+from .lowering import Lowering
+from .values import (
+    Computed,
+    Extent,
+    Iota,
+    Map,
+    Positions,
+    Reduction,
+    Scalar,
+    Stored,
+    Value,
+    View,
+    Where,
+    as_whole,
+    is_one,
+    product,
+)
 
 OPERATORS: dict[str, Callable[..., Any]] = {}  # by the name in namespaces aten and prims; handler(tracer, *arguments)
 
@@ -436,3 +452,23 @@ def _std(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim
 @operator("var_mean")
 def _var_mean(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     return _variance_and_mean(tracer, x, dim, correction, keepdim)
+
+
+LONGEST = 4096  # of what is added up along: a row that stays in cache, of which there should be many
+
+
+@operator("cumsum")
+def _cumsum(tracer: Any, x: Value, dim: int, dtype: Any = None) -> Any:
+    dim = dim % max(x.ndim, 1)
+    dtype = _sum_dtype(x, dtype)
+    if all(is_one(extent) for d, extent in enumerate(x.shape) if d != dim) or not x.shape[dim] <= LONGEST:
+        return NotImplemented
+    operand = cast(as_whole(x), dtype)
+    if is_one(x.shape[dim]):
+        return operand
+
+    def element(lowering: Lowering, positions: Positions) -> Expression:
+        index = (positions[dim][0].index(),)
+        return lowering.make("cumulated", dtype, lowering.element(operand, positions), index=index)
+
+    return Stored(Computed(operand.shape, dtype, operand.digits, element))

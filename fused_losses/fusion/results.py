@@ -31,6 +31,8 @@ def result(nest: Nest, stage: Stage, value: str) -> None:
     """Stores the value of a stage, or reduces it."""
     if stage.combine is not None:
         _reduce(nest, stage, value)
+    elif stage.cumulated is not None:
+        _cumulate(nest, stage, value)
     elif nest.of.kernel.is_point(stage):
         _local(nest, stage, value, nest.body.store, nest.joins)
     else:
@@ -58,12 +60,18 @@ def _write(nest: Nest, stage: Stage, value: str) -> None:
     if not nest.lanes:
         nest.scalars.append(f"narrow({value}, {_data(stage)}[{_place(nest, stage)}]);")
         return
+    block, put = _place_of_block(nest, stage)
+    nest.body.store(f"{block}[i] = {value};")
+    nest.joins.append(put)
+
+
+def _place_of_block(nest: Nest, stage: Stage) -> tuple[str, str]:
+    """Where a block of results is computed, and what takes it to its buffer then."""
     out, origin = _output(nest, stage)
     kind, block = COMPUTED[stage.buffer.dtype], nest.of.name("o")
     scratch = nest.of.array(kind)
     nest.blocks.append(f"{held(kind)}* {block} = {out}.place({nest.seek(out)}, n, {origin}, {scratch});")
-    nest.body.store(f"{block}[i] = {value};")
-    nest.joins.append(f"{out}.put({nest.seek(out)}, n, {origin}, {block});")
+    return block, f"{out}.put({nest.seek(out)}, n, {origin}, {block});"
 
 
 def _data(stage: Stage) -> str:
@@ -88,6 +96,25 @@ def _place(nest: Nest, stage: Stage) -> str:
             if axis.extent != ONE and axis.name not in nest.lane_names
         ]
     )
+
+
+def _cumulate(nest: Nest, stage: Stage, value: str) -> None:
+    """Writes the sums up to each point of an axis: of a row's lanes, or for each lane of the loop around them."""
+    kind = HELD[stage.buffer.dtype]
+    how = f"Sum<{kind}>"
+    block, put = _place_of_block(nest, stage)
+    if stage.cumulated in nest.lane_names:
+        carried = nest.of.name("carried")
+        nest.scalars.append(f"{how}::Result {carried} = {how}::start();")
+        nest.joins.append(f"{carried} = cumulate<{how}>({nest.body.block_of(value, kind)}, n, {carried}, {block});")
+    else:
+        kept = [axis for axis in nest.outside if axis.name != stage.cumulated]
+        index = _first_lane(nest, place_among(kept))
+        kept += nest.lanes if nest.of.is_rows else []
+        sums = _accumulators(nest, stage, how, product([axis.extent for axis in kept]))
+        up_to_here = f"{sums}[{index} + i] = {how}::join({sums}[{index} + i], {value})"
+        nest.body.store(f"{block}[i] = result<{kind}>({up_to_here});")
+    nest.joins.append(put)
 
 
 def _how(nest: Nest, stage: Stage, value: str) -> tuple[str, str, str]:

@@ -227,7 +227,7 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
     inside = {stage.buffer.name: stage for stage in stages}
     shared = set(order)
     for stage in stages:
-        shared &= set(domain(stage))
+        shared &= {axis for axis in domain(stage) if axis.name != stage.cumulated}
         for load in loads(stage):
             if (source := inside.get(load["buffer"])) is not None:
                 shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
@@ -326,9 +326,6 @@ def _kernel(stages: Sequence[Stage]) -> Kernel:
 
 
 def _along(stage: Stage, inner: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """All inner axes where the stage keeps or reduces all of them, else those it treats like the fastest one."""
-    kept = tuple(axis for axis in inner if axis in stage.axes)
-    reduced = tuple(axis for axis in inner if axis not in stage.axes)
-    if not kept or not reduced:
-        return inner
-    return kept if inner[-1] in kept else reduced
+    """The inner axes that the stage treats like the fastest one: it keeps them, reduces them or adds up along them."""
+    treated = [(axis in stage.axes, axis.name == stage.cumulated) for axis in inner]
+    return tuple(axis for axis, how in zip(inner, treated) if how == treated[-1])

@@ -88,5 +88,5 @@ LOSSES = (
     Entry(CoralLoss, thresholds_and_labels, ((5, 4), (7, 3)), (1 << 18, 64)),
     Entry(CornLoss, thresholds_and_labels, ((5, 4), (7, 3)), (1 << 18, 64)),
     Entry(CumulativeLinkLoss, scores_and_labels, ((11,), (3, 5)), (4096, 4096)),
-    Entry(SquaredEMDLoss, logits_and_labels, ((5, 4), (7, 3)), (1 << 18, 64), left_to_torch=("cumsum",)),
+    Entry(SquaredEMDLoss, logits_and_labels, ((5, 4), (7, 3)), (1 << 18, 64)),
 )

@@ -135,6 +135,10 @@ class Evaluator:
             if not bool(((arguments[0] >= 0) & (arguments[0] < size)).all()):
                 raise IndexError(f"an index is outside 0..{size - 1}")
             return arguments[0]
+        if node.op == "cumulated":
+            ((axis, _),) = node["index"][0].terms
+            value, _ = torch.broadcast_tensors(arguments[0], self.grid[axis])
+            return value.cumsum(list(self.grid).index(axis), dtype=dtype)
         if node.op == "placed":
             value, *places = arguments
             for index, place in zip(node["index"], places):

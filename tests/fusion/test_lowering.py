@@ -153,7 +153,7 @@ PARTLY = {
     "folded": (folded, {"unfold_backward", "cumprod"}, *PAIR),
     "contrastive": (contrastive, {"mm"}, *PAIR),
     "spectral": (spectral, {"_fft_r2c"}, *PAIR),
-    "ranked": (ranked, {"sort", "cumsum"}, *PAIR),
+    "ranked": (ranked, {"sort"}, *PAIR),
 }
 
 

@@ -26,6 +26,9 @@ UNARY = {
     "swapped twice": lambda x: x.transpose(0, 1).exp().transpose(0, 1).clamp(max=3),
     "halves": lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
     "written": lambda x: x.clone().mul_(2),
+    "added up along rows": lambda x: x.cumsum(-1),
+    "added up along columns": lambda x: x.cumsum(0),
+    "put together": lambda x: x.index_add(0, torch.arange(x.shape[0]) // 2, x),
 }
 BINARY = {
     "add": torch.add,

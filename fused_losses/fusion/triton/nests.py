@@ -104,6 +104,8 @@ class NestWriter:
         arguments = [self.values[id(argument)] for argument in node.arguments]
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == COMPUTED[node.dtype]:
             return arguments[0]
+        if node.op == "cumulated":
+            return arguments[0]
         if node.op == "checked":
             return self._checked(node, arguments[0])
         return self._assign(operation(node, [value.text for value in arguments]), _union(arguments))
@@ -189,6 +191,8 @@ class NestWriter:
         value = self._poisoned(stage)
         if stage.combine is not None:
             self._reduce(stage, value)
+        elif stage.cumulated is not None:
+            self._cumulate(stage, value)
         elif self.of.tile.is_point(stage):
             name = identifier(stage.buffer.name)
             self.body.append(f"{name}_value = {value}")
@@ -236,6 +240,22 @@ class NestWriter:
             end.append(self._store(stage, f"{name}_value"))
         else:
             self._finish_point(stage, name, end)
+
+    def _cumulate(self, stage: Stage, value: str) -> None:
+        """Stores the sums up to each point of an axis: of the lanes, or for each lane of the steps."""
+        name, dtype = identifier(stage.buffer.name), stage.buffer.dtype
+        kind = "tl.float64" if dtype.is_floating_point else COMPUTED[dtype]
+        x, every = f"{name}_x", f"{name}_all"
+        mask = self._full_mask()
+        self.body.append(f"{x} = {f'tl.where({mask}, {value}, 0)' if mask else value}.to({kind})")
+        if self.kinds[stage.cumulated or ""] is self.steps:
+            self.begin.append(f"{every} = tl.full({self._shape()}, 0, {kind})")
+            self.body += [f"{every} += {x}", self._store(stage, every)]
+            return
+        axis, shape = ("1", "(ROWS, 1)") if self.of.tile.rows else ("0", "(1,)")
+        self.begin.append(f"{every} = tl.full({shape}, 0, {kind})")
+        self.body.append(self._store(stage, f"({every} + tl.cumsum({x}, {axis}))"))
+        self.body.append(f"{every} += tl.sum({x}, {axis}, keep_dims=True)")
 
     def _place(self, stage: Stage) -> str:
         """Where along the flattened reduced axes a point is."""

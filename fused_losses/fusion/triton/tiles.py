@@ -30,7 +30,9 @@ class Nest:
 
     @property
     def is_steps_inside(self) -> bool:
-        return bool(self.steps) and all(axis in self.stages[0].axes for axis in self.lanes)
+        first = self.stages[0]  # the others treat the lanes alike
+        keeps_lanes = all(axis in first.axes for axis in self.lanes)
+        return bool(self.steps) and keeps_lanes and not _cumulates(first, self.lanes)
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,20 @@ def _together(kernel: Kernel, stages: Sequence[Stage]) -> Iterator[Tile]:
 
 def _nests(kernel: Kernel, stages: Sequence[Stage], parts: dict[str, str]) -> Iterator[Nest]:
     for loop in kernel.loops:
-        grouped: dict[tuple[Axis, ...] | None, list[Stage]] = {}
+        grouped: dict[tuple[tuple[Axis, ...] | None, bool], list[Stage]] = {}
         for stage in loop.stages:
             if stage in stages:
                 axes = tuple(axis for axis in loop.inner if axis in stage.axes)
-                grouped.setdefault(axes if axes and axes != loop.inner else None, []).append(stage)
+                key = axes if axes and axes != loop.inner else None, _cumulates(stage, loop.along)
+                grouped.setdefault(key, []).append(stage)
         for group in grouped.values():
             made = [_parts(s, parts[s.buffer.name]) if s.buffer.name in parts else s for s in group]
             yield Nest(loop.along, _steps(loop), tuple(made))
+
+
+def _cumulates(stage: Stage, lanes: Sequence[Axis]) -> bool:
+    """Whether a stage adds up along the lanes."""
+    return stage.cumulated in [axis.name for axis in lanes]
 
 
 def _steps(loop: Loop) -> tuple[Axis, ...]:

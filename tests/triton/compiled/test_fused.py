@@ -65,6 +65,12 @@ def batch_and_total(x, y):
     return ((log_p.exp() * y).sum((1, 2)) / y.sum((1, 2))).mean() - (log_p * y).sum()
 
 
+def ordered(x, y):
+    """Sums up to each point, along lanes and for each of them, and at computed places."""
+    put = x.new_zeros(2).index_add(0, (x > 0).long().flatten(), y.flatten())
+    return x.softmax(-1).cumsum(-1).square().mean() + y.cumsum(1).exp().mean() + put.exp().sum()
+
+
 KINDS = {
     "batch and total": (both(batch_and_total, torch.float32), (90,)),
     "elements": (both(robust, torch.bfloat16), (80, 120)),
@@ -73,6 +79,7 @@ KINDS = {
     "columns": (both(overlap, torch.float32), (80,)),
     "batch": (both(instances, torch.float32), (100,)),
     "places": (both(places, torch.float64), (90,)),
+    "ordered": (both(ordered, torch.float32), (90,)),
 }
 
 

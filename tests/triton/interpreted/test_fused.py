@@ -5,6 +5,7 @@ import mmap
 import elementwise
 import numpy as np
 import pytest
+import scans
 import scatters
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,12 @@ def places(x):
 
 def test_reductions():
     same(reductions_of, draw(3, 5, 7))
+
+
+@pytest.mark.parametrize("loss", scans.SCANS.values(), ids=scans.SCANS)
+def test_sums_up_to_each_point(loss, monkeypatch):
+    monkeypatch.setattr(triton_runtime, "LONG", 4)
+    same(loss, scans.drawn(3, 5, 7))
 
 
 @pytest.mark.parametrize("loss", scatters.SCATTERS.values(), ids=scatters.SCATTERS)

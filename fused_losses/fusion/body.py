@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 def words_of(text: str) -> list[str]:
@@ -19,6 +20,10 @@ class Statement:
     defines: str = ""  # the name of what each lane has, or the array of what a block has
     is_call: bool = False
     may_repeat: bool = True  # or must, as often as the loops around the lanes say
+
+    @cached_property
+    def words(self) -> list[str]:
+        return words_of(self.text)
 
 
 @dataclass(eq=False)  # compared by identity
@@ -89,7 +94,7 @@ class Body:
         """What comes before the loops around the lanes, along which some names change, and what within."""
         steady, inner = [], []
         for statement in self._used():
-            if changing and not (statement.may_repeat and changing.isdisjoint(words_of(statement.text))):
+            if changing and not (statement.may_repeat and changing.isdisjoint(statement.words)):
                 changing.add(statement.defines)
                 inner.append(statement)
             else:
@@ -102,7 +107,7 @@ class Body:
         """Statements, each in the first phase that it can be in."""
         phases = [Phase()]
         for statement in statements:
-            homes = [home[name] for name in words_of(statement.text) if name in home]
+            homes = [home[name] for name in statement.words if name in home]
             at = max((phases.index(other) for other in homes if other in phases), default=0)
             phase = phases[at]
             if statement.is_call:
@@ -119,7 +124,7 @@ class Body:
 
     def _bring(self, statement: Statement, phase: Phase, home: Mapping[str, Phase]) -> None:
         """Lets a phase have what a statement takes of earlier ones."""
-        for name in words_of(statement.text):
+        for name in statement.words:
             if name not in home or name not in self._kinds or name in phase.known:
                 continue
             phase.known.add(name)
@@ -140,7 +145,7 @@ class Body:
         for statement in reversed(self._statements):
             if not statement.defines or statement.defines in used:
                 kept.append(statement)
-                used.update(words_of(statement.text))
+                used.update(statement.words)
             else:
                 self._arrays = {name: array for name, array in self._arrays.items() if array != statement.defines}
         return kept[::-1]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
 from ..backends import choice
-from .state import Reading, State, frozen
+from .state import State, frozen
 
 
 class Marker:
@@ -25,7 +26,7 @@ class Marker:
 class Call:
     """One call taken apart: its tensors, its open numbers, and all that fixes a pattern."""
 
-    __slots__ = ("arguments", "fixed", "key", "keywords", "numbers", "requires_grad", "state", "tensors")
+    __slots__ = ("arguments", "fixed", "given", "key", "keywords", "numbers", "requires_grad", "state", "tensors")
 
     def __init__(self, state: State, arguments: Sequence[Any], keywords: Mapping[str, Any]):
         self.state, self.arguments, self.keywords = state, arguments, keywords
@@ -37,13 +38,13 @@ class Call:
         for name, argument in keywords.items():
             self.fixed.append(name)
             self._take(argument)
-        reading: Reading = state.read()
-        self.tensors += reading.tensors
-        self.numbers += reading.numbers
-        self.fixed += reading.fixed
+        self.given = len(self.tensors), len(self.numbers)  # as arguments
+        state.read(self.tensors, self.numbers, self.fixed)
         grad = torch.is_grad_enabled()
         self.requires_grad = [grad and t.requires_grad for t in self.tensors]
-        self.fixed += (torch.get_default_dtype(), *_autocast(self.tensors[0].device.type if self.tensors else "cpu"))
+        device = self.tensors[0].device.type if self.tensors else "cpu"
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.fixed += (torch.get_default_dtype(), device, autocast)
         self.key = (*self.fixed, *self.requires_grad, *[(t.dtype, t.shape) for t in self.tensors])
 
     def _take(self, argument: Any) -> None:
@@ -91,11 +92,6 @@ class Call:
         return [marked(a) for a in self.arguments], {name: marked(a) for name, a in self.keywords.items()}
 
 
-def _autocast(device: str) -> tuple[Any, ...]:
-    enabled = torch.is_autocast_enabled(device)
-    return (device, torch.get_autocast_dtype(device)) if enabled else (device, None)
-
-
 def filled(template: Any, tensors: Sequence[Any], numbers: Sequence[Any]) -> Any:
     """A template with tensors and numbers in the place of its markers."""
     if isinstance(template, Marker):
@@ -118,7 +114,7 @@ def plain_runs() -> bool:
 
 
 def unsuitable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the plain loss must run for these tensors: subclasses, other layouts and devices, empty ones."""
+    """Whether the plain loss must run for these tensors: subclasses, wrappers, other layouts, devices, empty ones."""
     if not tensors:
         return True
     device = tensors[0].device
@@ -126,6 +122,6 @@ def unsuitable(tensors: Sequence[Tensor]) -> bool:
         kind = type(tensor)
         if (kind is not Tensor and kind is not Parameter) or tensor.layout is not torch.strided:
             return True
-        if tensor.device != device or tensor.is_neg() or not tensor.numel():
+        if tensor.device != device or tensor.is_neg() or not tensor.numel() or is_functorch_wrapped_tensor(tensor):
             return True
     return False

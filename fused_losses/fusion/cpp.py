@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .expressions import identifier
 from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
-from .passes import Memory, Pass, inner_size
-from .schedule import Kernel, loads, memory_order, nodes, reads, schedule
+from .passes import Memory, Pass
+from .schedule import Kernel, memory_order, schedule
+from .sizes import Shapes, evaluate
 
 SHORT_ROW = 32  # elements below which a row is too short for lanes of its own
+Forms = tuple[bool, ...]  # for each kernel, whether lanes run along rows rather than columns
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,6 @@ class Call:
     operands: tuple[str, ...]  # buffers with sizes and strides, which it reads or whose sizes it needs
     results: tuple[str, ...]  # contiguous buffers that it fills
     scratch: tuple[Buffer, ...]  # contiguous memory that it needs while it runs
-
-
-@dataclass(frozen=True)
-class Source:
-    """The text, and the calls and externs that make the program."""
-
-    text: str
-    steps: tuple[Call | Extern, ...]
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,37 @@ class Run:
         return tuple(replace(buffer, dtype=self.memory.dtype(buffer.name)) for buffer in kept if buffer.sizes)
 
 
-def source_of(program: Program) -> Source:
-    steps: list[Call | Extern] = []
-    texts: list[str] = []
-    for step in laid_out(program):
-        if isinstance(step, Extern):
-            steps.append(step)
-            continue
-        call = Call(f"fused_{len(texts)}", step.operands, step.results, step.scratch)
-        texts.append(_function(call.name, step, program.parameters))
-        steps.append(call)
-    return Source("\n".join(['#include "fusion/passes.h"', *texts]), tuple(steps))
+class Source:
+    """The calls and externs that make a program, and the text of what is called in each of its forms."""
+
+    def __init__(self, program: Program) -> None:
+        self._parameters = program.parameters
+        self._runs: dict[str, Run] = {}
+        self.steps: list[Call | Extern] = []
+        for step in laid_out(program):
+            if isinstance(step, Run):
+                name = f"fused_{len(self._runs)}"
+                self._runs[name] = step
+                step = Call(name, step.operands, step.results, step.scratch)
+            self.steps.append(step)
+
+    def forms(self, shapes: Shapes) -> Forms:
+        """What suits inputs of some shapes: few programs meet both forms of a kernel, and each takes long to build."""
+        return tuple(_is_in_rows(kernel, shapes) for run in self._runs.values() for kernel in run.kernels)
+
+    def text(self, forms: Forms) -> str:
+        rest = iter(forms)
+        functions = [
+            _function(name, run, [next(rest) for _ in run.kernels], self._parameters)
+            for name, run in self._runs.items()
+        ]
+        return "\n".join(['#include "fusion/passes.h"', *functions])
+
+
+def text_of(program: Program, shapes: Shapes) -> str:
+    """The source of a program for inputs of some shapes."""
+    source = Source(program)
+    return source.text(source.forms(shapes))
 
 
 def laid_out(program: Program) -> list[Run | Extern]:
@@ -104,7 +119,7 @@ def needed(run: list[Kernel] | Extern) -> set[str]:
     """Names of the buffers that a run reads."""
     if isinstance(run, Extern):
         return set(_read_names([run.arguments, *run.keywords.values()]))
-    return {name for kernel in run for stage in kernel.stages for name in reads(stage)}
+    return {name for kernel in run for stage in kernel.stages for name in stage.reads}
 
 
 def _read_names(value: Any) -> Iterator[str]:
@@ -119,7 +134,7 @@ def _sizes(stage: Stage) -> Iterator[Size]:
     """Every size that a stage mentions."""
     yield from (axis.extent for axis in stage.axes + stage.reduced)
     yield from stage.buffer.sizes
-    for node in nodes(stage.expression):
+    for node in stage.expression.nodes:
         for _, value in node.attributes:
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, Size):
@@ -141,13 +156,13 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     stages = [stage for kernel in kernels for stage in kernel.stages]
     wanted = {input for stage in stages for size in _sizes(stage) for input in _inputs_of(size)}
     for stage in stages:
-        for read in reads(stage) & set(strided):
+        for read in stage.reads & set(strided):
             wanted |= {read, *(input for size in strided[read].sizes for input in _inputs_of(size))}
     operands = tuple(buffer for buffer in strided if buffer in wanted)
     results = tuple(buffer for buffer in made if buffer in later)
     home = {stage.buffer.name: k for k, kernel in enumerate(kernels) for stage in kernel.stages}
     crossing = {
-        read for k, kernel in enumerate(kernels) for s in kernel.stages for read in reads(s) if home.get(read, k) != k
+        read for k, kernel in enumerate(kernels) for s in kernel.stages for read in s.reads if home.get(read, k) != k
     }
     inner = {
         stage.buffer.name
@@ -161,25 +176,24 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     return Run(tuple(kernels), operands, results, memory)
 
 
-def _function(name: str, run: Run, parameters: Sequence[str]) -> str:
+def _function(name: str, run: Run, forms: Sequence[bool], parameters: Sequence[str]) -> str:
     operands, memory, made = run.operands, run.memory, run.made
     stages = [stage for kernel in run.kernels for stage in kernel.stages]
-    passes, calls = [], []
-    for k, kernel in enumerate(run.kernels):
-        lines, call = _kernel(f"{name}_pass_{k}", kernel, memory)
-        passes.append(lines)
-        calls += call
+    passes = {
+        f"{name}_pass_{k}": Pass(f"{name}_pass_{k}", kernel, memory, is_rows)
+        for k, (kernel, is_rows) in enumerate(zip(run.kernels, forms))
+    }
     arguments = _arguments(operands, made, memory, parameters)
     unpacked = [*_unpacked(run, parameters), *_unread(stages, operands, memory)]
     body = [
         f'extern "C" __attribute__((visibility("default"))) int32_t {name}(void* const* data, const int64_t* layout, '
         "const double* parameters, ParallelFor parallel_for) {",
         *unpacked,
-        *calls,
+        *(f"{called}(a);" for called in passes),
         "return failed;",
         "}",
     ]
-    parts = [arguments, *passes]
+    parts = [arguments, *(each.lines for each in passes.values())]
     text = "\n\n".join(["namespace " + name + "_ {", *("\n".join(indented(part)) for part in parts), "}"])
     return f"\n{text}\n\n" + "\n".join(indented([*body[:1], f"using namespace {name}_;", *body[1:]]))
 
@@ -226,7 +240,7 @@ def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) ->
     followed = {
         load["buffer"]
         for stage in stages
-        for load in loads(stage)
+        for load in stage.loads
         if any(isinstance(index, Expression) for index in load["index"])
     }
     lines = []
@@ -243,24 +257,12 @@ def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) ->
     return lines
 
 
-def _kernel(name: str, kernel: Kernel, memory: Memory) -> tuple[list[str], list[str]]:
-    """The functions of a kernel, and how it is called."""
-    inner = [axis for loop in kernel.loops for axis in loop.inner]
-    if not kernel.outer or not inner:
-        return Pass(name, kernel, memory, is_rows=not kernel.outer).lines, [f"{name}(a);"]
-    if _runs_along_inner(kernel):
-        size = inner_size(kernel)
-        if not size.isdigit():
-            rows = Pass(f"{name}_rows", kernel, memory, is_rows=True).lines
-            columns = Pass(f"{name}_columns", kernel, memory, is_rows=False).lines
-            return [*rows, "", *columns], [f"({size} < {SHORT_ROW} ? {name}_columns : {name}_rows)(a);"]
-        return Pass(name, kernel, memory, is_rows=int(size) >= SHORT_ROW).lines, [f"{name}(a);"]
-    return Pass(name, kernel, memory, is_rows=False).lines, [f"{name}(a);"]
-
-
-def _runs_along_inner(kernel: Kernel) -> bool:
-    """Whether the fastest axis of the contiguous tensors that a kernel reads is an inner one."""
-    return memory_order(kernel.stages)[-1] not in kernel.outer
+def _is_in_rows(kernel: Kernel, shapes: Shapes) -> bool:
+    """Whether lanes run along the inner axes: of long rows, where those are what is adjacent in memory."""
+    if not kernel.outer:
+        return True
+    longest = max(math.prod(evaluate(axis.extent, shapes, {}) for axis in loop.inner) for loop in kernel.loops)
+    return longest >= SHORT_ROW and memory_order(kernel.stages)[-1] not in kernel.outer
 
 
 def indented(lines: Iterable[str]) -> Iterator[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .cpp import source_of as cpp_source
+from .cpp import text_of as cpp_text
 from .ir import Expression, Extern, Program, Size, Stage
 from .programs import Programs, Refusal
-from .schedule import Kernel, nodes
+from .schedule import Kernel
 from .served import Served
-from .traffic import Shapes, Traffic, bytes_of, computes, least, traffic
+from .sizes import Shapes
+from .traffic import Traffic, bytes_of, computes, least, traffic
 from .triton.source import source_of as triton_source
 
-SOURCES = {"cpp": cpp_source, "triton": triton_source}
+TEXTS: dict[str, Callable[[Program, Shapes], str]] = {
+    "cpp": cpp_text,
+    "triton": lambda program, shapes: triton_source(program).text,
+}
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,7 @@ def explained(programs: Programs) -> Explanation:
     if isinstance(last, Refusal):
         return Explanation(last.reason, (), f"runs as plain torch: {last.reason}")
     lowered, language, device = last.lowered, last.forward.language, str(last.device)
-    given = [shape for _, shape in programs.last_key[-len(last.names) :]]
-    names = [buffer.name for buffer in lowered.forward.inputs]
-    shapes = dict(zip(names, [*given, *(constant.shape for constant in last.constants)]))
+    shapes = _shapes(programs, last)
     saved = {name: bytes_of(lowered.forward.buffers[name], shapes) for name in lowered.saved}
     forward, lines = _work(lowered.forward, lowered.saved, shapes)
     text = [f"{language} on {device}", f"forward: {_moves(forward)}", *lines]
@@ -82,12 +84,19 @@ def source_of(programs: Programs, language: str) -> str:
         ValueError: for a language that is not generated.
     """
     last = _last(programs)
-    if language not in SOURCES:
-        raise ValueError(f"source is generated in {' and '.join(SOURCES)}, got {language!r}")
+    if language not in TEXTS:
+        raise ValueError(f"source is generated in {' and '.join(TEXTS)}, got {language!r}")
     if isinstance(last, Refusal):
         raise RuntimeError(f"there is no source, as the plain loss runs: {last.reason}")
-    programs_of_last = (last.lowered.forward, last.lowered.backward)
-    return "\n".join(SOURCES[language](program).text for program in programs_of_last if program is not None)
+    both, shapes = (last.lowered.forward, last.lowered.backward), _shapes(programs, last)
+    return "\n".join(TEXTS[language](program, shapes) for program in both if program is not None)
+
+
+def _shapes(programs: Programs, last: Served) -> Shapes:
+    """Of the inputs of the last call."""
+    given = [shape for _, shape in programs.last_key[-len(last.names) :]]
+    names = [buffer.name for buffer in last.lowered.forward.inputs]
+    return dict(zip(names, [*given, *(constant.shape for constant in last.constants)]))
 
 
 def _work(program: Program, saved: tuple[str, ...], shapes: Shapes) -> tuple[Work, list[str]]:
@@ -139,7 +148,7 @@ def _stage(stage: Stage) -> str:
 
 def _reads(expression: Expression) -> str:
     """The buffers that an expression reads and how many operations it has."""
-    every = list(nodes(expression))
+    every = expression.nodes
     buffers = {node["buffer"] for node in every if node.op == "load"}
     operations = sum(bool(node.arguments) for node in every)
     return f"{operations} operations on {', '.join(sorted(buffers)) or 'numbers'}"

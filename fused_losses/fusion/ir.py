@@ -11,17 +11,34 @@ pattern of ranks, dtypes and equal sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import torch
 
 # What low-precision floats are computed in, and kept in where no tensor holds them.
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
 
+def hashed_once(kind: type[T]) -> type[T]:
+    """Decorates a frozen dataclass whose hash goes deep: each object computes it once."""
+    compute: Callable[[Any], int] = kind.__hash__
+
+    def hash_of(self: Any) -> int:
+        own = vars(self)
+        if "_hash" not in own:
+            own["_hash"] = compute(self)
+        return own["_hash"]
+
+    kind.__hash__ = hash_of  # type: ignore[assignment]
+    return kind
+
+
+@hashed_once
 @dataclass(frozen=True)
 class Size:
     """An integer made of input sizes: ``op`` is "const", "size" (of a dimension of an input), or an operation.
@@ -35,6 +52,10 @@ class Size:
     arguments: tuple[Size, ...] = ()
 
 
+ONE = Size("const", 1)
+
+
+@hashed_once
 @dataclass(frozen=True)
 class Axis:
     """A loop: its name is unique within its stage, its extent known at run time."""
@@ -43,6 +64,7 @@ class Axis:
     extent: Size
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Index:
     """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis."""
@@ -80,7 +102,31 @@ class Expression:
     attributes: tuple[tuple[str, Any], ...] = ()
 
     def __getitem__(self, name: str) -> Any:
-        return dict(self.attributes)[name]
+        for key, value in self.attributes:
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    @property
+    def children(self) -> tuple[Expression, ...]:
+        """What it takes; computed indices are among what a load takes."""
+        if self.op != "load":
+            return self.arguments
+        return tuple(index for index in self["index"] if isinstance(index, Expression))
+
+    @cached_property
+    def nodes(self) -> tuple[Expression, ...]:
+        """Every node once, what it takes before the node itself."""
+        found: dict[Expression, None] = {}
+        stack: list[tuple[Expression, bool]] = [(self, False)]
+        while stack:
+            node, is_ready = stack.pop()
+            if is_ready:
+                found[node] = None
+            elif node not in found:
+                stack.append((node, True))
+                stack += [(child, False) for child in reversed(node.children)]
+        return tuple(found)
 
 
 def spread(expression: Expression) -> Expression:
@@ -118,7 +164,7 @@ class Stage:
     reduced: tuple[Axis, ...] = ()
     combine: Combine | None = None  # None exactly where nothing is reduced
 
-    @property
+    @cached_property
     def places(self) -> dict[str, Expression]:
         """Axes that are not looped over, as the expression says where along them it belongs."""
         node = self.expression
@@ -126,11 +172,30 @@ class Stage:
             return {}
         return {axis: place for index, place in zip(node["index"], node.arguments[1:]) for axis, _ in index.terms}
 
-    @property
+    @cached_property
     def cumulated(self) -> str | None:
         """The axis that the stage has to run along in order, if any: it adds up what came before."""
         node = self.expression
         return node["index"][0].terms[0][0] if node.op == "cumulated" else None
+
+    @cached_property
+    def domain(self) -> tuple[Axis, ...]:
+        """Every axis that it loops over."""
+        return tuple(axis for axis in self.mentioned if axis.name not in self.places)
+
+    @cached_property
+    def mentioned(self) -> tuple[Axis, ...]:
+        """Every axis that is more than one point."""
+        return tuple(axis for axis in self.axes + self.reduced if axis.extent != ONE)
+
+    @cached_property
+    def loads(self) -> tuple[Expression, ...]:
+        return tuple(node for node in self.expression.nodes if node.op == "load")
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The names of the buffers that it loads from."""
+        return frozenset(load["buffer"] for load in self.loads)
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ class Lowering:
 
     def make(self, op: str, dtype: torch.dtype, *arguments: Expression, **attributes: Any) -> Expression:
         key = (op, dtype, arguments, tuple(attributes.items()), tuple(type(v) for v in attributes.values()))
-        if key not in self._nodes:
-            self._nodes[key] = Expression(op, dtype, arguments, tuple(attributes.items()))
-        return self._nodes[key]
+        node = self._nodes.get(key)
+        if node is None:
+            self._nodes[key] = node = Expression(op, dtype, arguments, tuple(attributes.items()))
+        return node
 
     def number(self, number: Any, dtype: torch.dtype) -> Expression:
         """A constant, a size or a hyper-parameter in a dtype."""
@@ -114,9 +115,11 @@ class Lowering:
         if value in self._stored:
             return self.load_stored(value, positions)
         key = (value, positions)
-        if key not in self._elements:
-            self._elements[key] = value.element(self, positions)
-        return self._elements[key]
+        element = self._elements.get(key)
+        if element is None:
+            element = value.element(self, positions)
+            self._elements[key] = element
+        return element
 
     # Buffers.
 

@@ -9,8 +9,7 @@ from types import MappingProxyType
 import torch
 
 from .expressions import STORED, identifier, size_of
-from .ir import WIDE, Axis, Buffer, Size
-from .schedule import ONE
+from .ir import ONE, WIDE, Axis, Buffer, Size
 
 
 @dataclass(frozen=True)

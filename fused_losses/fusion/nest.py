@@ -12,7 +12,7 @@ from .ir import Expression, Index, Size, Stage
 from .loads import load
 from .memory import factor_of, looped, total
 from .results import result
-from .schedule import Loop, nodes
+from .schedule import Loop
 
 if TYPE_CHECKING:
     from .passes import Pass, Space
@@ -36,7 +36,7 @@ class Nest:
         self.texts: dict[tuple[str, bool], str] = {}
         self.viewed: dict[str, str] = {}
         for stage in loop.stages:
-            for node in nodes(stage.expression):
+            for node in stage.expression.nodes:
                 self.values[id(node)] = self._value(node)
             result(self, stage, self.values[id(stage.expression)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,27 +83,27 @@ class Programs:
         if refusal is not None:
             return refusal
         known = self._patterns.setdefault(pattern, [])
-        for served in known:
-            if served.serves(call):
-                break
-        else:
-            served = self._built(call, forward, len(known))
-            if isinstance(served, Refusal):
-                self._refusals[needed] = served
-                return served
+        served = self._prepared(call, forward, known)
+        if isinstance(served, Refusal):
+            self._refusals[needed] = served
+            return served
+        if served not in known:
             known.append(served)
         if len(self._exact) >= MOST_SHAPES:
             self._exact.clear()
         self._exact.setdefault(call.key, []).append(served)
         return served
 
-    def _built(self, call: Call, forward: Any, known: int) -> Served | Refusal:
-        if known >= MOST_TRACES:
+    def _prepared(self, call: Call, forward: Any, known: Sequence[Served]) -> Served | Refusal:
+        served = next((served for served in known if served.serves(call)), None)
+        if served is None and len(known) >= MOST_TRACES:
             return Refusal(
-                f"{known} traces differ in sizes or numbers that its code depends on, and each takes a build"
+                f"{len(known)} traces differ in sizes or numbers that its code depends on, and each takes a build"
             )
         try:
-            return Served(call, forward)
+            served = served or Served(call, forward)
+            served.prepare(call)
+            return served
         except (CannotFuse, BuildError) as error:
             return Refusal(str(error), error)
         except Exception as error:  # an error of the loss itself comes again from the plain loss

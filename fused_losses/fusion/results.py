@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from .expressions import COMPUTED, HELD, identifier
-from .ir import Axis, Stage
+from .ir import ONE, Axis, Stage
 from .memory import decoded, held, looped, place_among, product, total
-from .schedule import ONE, place_along
+from .schedule import place_along
 
 if TYPE_CHECKING:
     from .nest import Nest

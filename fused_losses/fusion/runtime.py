@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import operator
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import torch
@@ -16,20 +19,22 @@ from ..backends import loading
 from ..backends.triton import unavailable_reason as triton_unavailable_reason
 from . import compiler, cpp
 from .ir import Buffer, Extern, Program, Read, Size
-from .sizes import ARITHMETIC
+from .sizes import ARITHMETIC, Shapes
 
 LARGE = 8 << 20  # bytes from which memory that was used before is worth asking for
 MOST_LAYOUTS = 1024  # of operands, that are remembered
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
-_Plan = tuple[Any, list[tuple[str, Callable[..., Tensor], Sequence[int], torch.dtype]]]  # the layout, and results
+_Plan = tuple[Any, bytes, list[tuple[str, Callable[[], Tensor]]]]  # the function, its layout, what makes each result
 Step = Callable[[dict[str, Tensor], Sequence[float]], None]  # adds what it makes to the tensors
 
 
 class Compiled:
     """A program as built kernels of a language, which run in steps."""
 
-    def __init__(self, program: Program, language: str, steps: Sequence[Step]) -> None:
-        self.language = language
+    def __init__(
+        self, program: Program, language: str, steps: Sequence[Step], libraries: Libraries | None = None
+    ) -> None:
+        self.language, self.libraries = language, libraries
         self._inputs = tuple(buffer.name for buffer in program.inputs)
         self._outputs = program.outputs
         self._steps = steps
@@ -65,38 +70,60 @@ def compile_program(program: Program, device: torch.device) -> Compiled:
 
 
 def _in_cpp(program: Program) -> Compiled:
-    source = cpp.source_of(program)
-    library = compiler.load(source.text) if any(isinstance(step, cpp.Call) for step in source.steps) else None
+    source = cpp.Source(program)
+    libraries = Libraries(source)
     buffers, count = program.buffers, len(program.parameters)
     steps = [
-        Operator(step) if isinstance(step, Extern) else _Kernels(step, library, buffers, count) for step in source.steps
+        Operator(step) if isinstance(step, Extern) else _Kernels(step, libraries, buffers, count)
+        for step in source.steps
     ]
-    return Compiled(program, "C++", steps)
+    return Compiled(program, "C++", steps, libraries)
+
+
+class Libraries:
+    """The libraries of a source, one for each of its forms, built when some shapes first ask for it."""
+
+    def __init__(self, source: cpp.Source) -> None:
+        self._source = source
+        self._built: dict[cpp.Forms, ctypes.CDLL] = {(): ctypes.CDLL(None)}  # without kernels, nothing is called
+        self._lock = threading.Lock()
+
+    def lack(self, shapes: Shapes) -> bool:
+        return self._source.forms(shapes) not in self._built
+
+    def of(self, shapes: Shapes) -> ctypes.CDLL:
+        """
+        Raises:
+            BuildError: if it cannot be built here.
+        """
+        forms = self._source.forms(shapes)
+        with self._lock:
+            if forms not in self._built:
+                self._built[forms] = compiler.load(self._source.text(forms))
+            return self._built[forms]
 
 
 class _Kernels:
-    """One function of a built source."""
+    """One function of a source."""
 
-    def __init__(self, call: cpp.Call, library: Any, buffers: Mapping[str, Buffer], parameters: int) -> None:
-        self._function = getattr(library, call.name)
-        self._function.restype = ctypes.c_int32
-        self._operands = call.operands
+    def __init__(self, call: cpp.Call, libraries: Libraries, buffers: Mapping[str, Buffer], parameters: int) -> None:
+        self._name, self._libraries, self._operands = call.name, libraries, call.operands
         filled = [*(buffers[name] for name in call.results), *call.scratch]
         self._results = [(buffer.name, _shape(buffer.sizes), buffer.dtype) for buffer in filled]
         self._scratch = [buffer.name for buffer in call.scratch]
-        self._pointers = ctypes.c_void_p * (len(call.operands) + len(filled))
-        self._parameters = ctypes.c_double * parameters
+        self._pointers = Struct(f"{len(call.operands) + len(filled)}P")
+        self._parameters = Struct(f"{parameters}d")
         self._plans: dict[Any, _Plan] = {}
 
     def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:
         operands = [tensors[name] for name in self._operands]
         key = tuple([(tensor.shape, tensor.stride()) for tensor in operands])
-        layout, results = self._plans.get(key) or self._plan(key, tensors)
-        for name, allocate, shape, dtype in results:
-            tensors[name] = tensor = allocate(shape, dtype=dtype)
+        function, layout, results = self._plans.get(key) or self._plan(key, tensors)
+        for name, allocate in results:
+            tensors[name] = tensor = allocate()
             operands.append(tensor)
-        pointers = self._pointers(*[tensor.data_ptr() for tensor in operands])
-        failed = self._function(pointers, layout, self._parameters(*parameters), _parallel_for())
+        pointers = self._pointers.pack(*[tensor.data_ptr() for tensor in operands])
+        failed = function(pointers, layout, self._parameters.pack(*parameters), _parallel_for())
         for name in self._scratch:
             del tensors[name]
         if failed:
@@ -109,12 +136,11 @@ class _Kernels:
         if len(self._plans) >= MOST_LAYOUTS:
             self._plans.clear()
         numbers = [number for shape, strides in key for number in (*shape, *strides)]
-        results = []
-        for name, shape_of, dtype in self._results:
-            shape = shape_of(tensors)
-            results.append((name, _allocator(shape, dtype), shape, dtype))
-        plan = (ctypes.c_int64 * len(numbers))(*numbers), results
-        self._plans[key] = plan
+        results = [(name, _allocator(shape_of(tensors), dtype)) for name, shape_of, dtype in self._results]
+        library = self._libraries.of({name: tensor.shape for name, tensor in tensors.items()})
+        function = getattr(library, self._name)
+        function.restype = ctypes.c_int32
+        self._plans[key] = plan = function, Struct(f"{len(numbers)}q").pack(*numbers), results
         return plan
 
 
@@ -122,24 +148,26 @@ class Operator:
     """An operator that torch runs between kernels."""
 
     def __init__(self, extern: Extern) -> None:
-        self._extern = extern
+        self._target, self._results = extern.target, [buffer.name for buffer in extern.buffers]
+        self._arguments = [_giving(value) for value in extern.arguments]
+        self._keywords = {name: _giving(value) for name, value in extern.keywords.items()}
 
     def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:
-        extern = self._extern
-        keywords = {name: _given(value, tensors) for name, value in extern.keywords.items()}
-        results = extern.target(*(_given(value, tensors) for value in extern.arguments), **keywords)
-        results = results if isinstance(results, (tuple, list)) else (results,)
-        tensors.update(zip((buffer.name for buffer in extern.buffers), results))
+        keywords = {name: give(tensors) for name, give in self._keywords.items()}
+        results = self._target(*[give(tensors) for give in self._arguments], **keywords)
+        tensors.update(zip(self._results, results if isinstance(results, (tuple, list)) else (results,)))
 
 
-def _given(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _giving(value: Any) -> Callable[[Mapping[str, Tensor]], Any]:
+    """The function that gives an argument of an operator, of the tensors by name."""
     if isinstance(value, Read):
-        return tensors[value.name]
+        return operator.itemgetter(value.name)
     if isinstance(value, Size):
-        return number_of(value)(tensors)
+        return number_of(value)
     if isinstance(value, (list, tuple)):
-        return [_given(item, tensors) for item in value]
-    return value
+        items = [_giving(item) for item in value]
+        return lambda tensors: [give(tensors) for give in items]
+    return lambda tensors: value
 
 
 def number_of(size: Size) -> Callable[[Mapping[str, Tensor]], int]:
@@ -159,12 +187,14 @@ def _shape(sizes: tuple[Size, ...]) -> Sizes:
     return lambda tensors: [number(tensors) for number in numbers]
 
 
-def _allocator(shape: Sequence[int], dtype: torch.dtype) -> Callable[..., Tensor]:
+def _allocator(shape: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
     """What makes an uninitialised tensor; a large one is of memory that was used before, which needs no faulting in."""
     is_large = math.prod(shape) * dtype.itemsize >= LARGE
     if is_large and dtype.is_floating_point and loading.unavailable_reason("_C_cpu") is None:
-        return torch.ops.fused_losses.empty.default
-    return torch.empty
+        return functools.partial(torch.ops.fused_losses.empty.default, shape, dtype=dtype)
+    strides = torch.empty(shape, device="meta").stride()
+    # Given strides, which is the fastest, and a device, as there may be another default.
+    return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=torch.device("cpu"))
 
 
 @functools.cache

@@ -7,12 +7,10 @@ then its gradient), while the row is in cache. A stage whose outer axes are all 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .ir import Axis, Expression, Extern, Index, Program, Size, Stage
-
-ONE = Size("const", 1)
+from .ir import ONE, Axis, Expression, Extern, Index, Program, Size, Stage
 
 
 @dataclass(frozen=True)
@@ -62,51 +60,13 @@ def schedule(program: Program) -> list[Kernel | Extern]:
             groups.append(step)
             barrier = len(groups)
             continue
-        first = max([barrier, *(home[name] for name in reads(step) if name in home)])
+        first = max([barrier, *(home[name] for name in step.reads if name in home)])
         place = next((g for g in range(first, len(groups)) if _joins(step, groups[g])), len(groups))
         if place == len(groups):
             groups.append([])
         groups[place].append(step)  # type: ignore[union-attr]
         home[step.buffer.name] = place
     return [group if isinstance(group, Extern) else _kernel(group) for group in groups]
-
-
-def domain(stage: Stage) -> tuple[Axis, ...]:
-    """Every axis that a stage loops over."""
-    return tuple(axis for axis in _axes(stage) if axis.name not in stage.places)
-
-
-def _axes(stage: Stage) -> tuple[Axis, ...]:
-    """Every axis that a stage mentions."""
-    return tuple(axis for axis in stage.axes + stage.reduced if axis.extent != ONE)
-
-
-def nodes(expression: Expression) -> Iterator[Expression]:
-    """Every node once, what it takes before the node itself; computed indices are among what a load takes."""
-    seen: set[int] = set()
-    stack = [(expression, False)]
-    while stack:
-        node, is_ready = stack.pop()
-        if is_ready:
-            yield node
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(children(node)))
-
-
-def children(node: Expression) -> tuple[Expression, ...]:
-    if node.op != "load":
-        return node.arguments
-    return tuple(index for index in node["index"] if isinstance(index, Expression))
-
-
-def loads(stage: Stage) -> list[Expression]:
-    return [node for node in nodes(stage.expression) if node.op == "load"]
-
-
-def reads(stage: Stage) -> set[str]:
-    return {load["buffer"] for load in loads(stage)}
 
 
 def plain_axis(index: Index | Expression) -> str | None:
@@ -151,11 +111,11 @@ def _common_names(
     stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size], made: set[str]
 ) -> dict[str, str]:
     """For each axis of a stage the name it has where the same buffers are made or read by others, or a fitting one."""
-    axes = {axis.name: axis for axis in _axes(stage)}
+    axes = {axis.name: axis for axis in stage.mentioned}
     names: dict[str, str] = {}
     plain = [
         (load["buffer"], dimension, axis)
-        for load in sorted(loads(stage), key=lambda load: (load["buffer"] not in made, -len(load["index"])))
+        for load in sorted(stage.loads, key=lambda load: (load["buffer"] not in made, -len(load["index"])))
         for dimension, axis in enumerate(map(plain_axis, load["index"]))
         if axis in axes
     ]
@@ -190,7 +150,7 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
         return index_of(value) if isinstance(value, Index) else value
 
     done: dict[int, Expression] = {}
-    for node in nodes(stage.expression):
+    for node in stage.expression.nodes:
         attributes = tuple((name, attribute(name, value)) for name, value in node.attributes)
         arguments = tuple(done[id(argument)] for argument in node.arguments)
         done[id(node)] = replace(node, arguments=arguments, attributes=attributes)
@@ -205,15 +165,15 @@ def _joins(stage: Stage, group: list[Stage] | Extern) -> bool:
         return False
     if reads_itself(group) and axes[0] != (_outer(group) or axes)[0]:
         return False  # fewer rows would run in parallel, and no longer stay in cache
-    mine = set(domain(stage))
-    shares = any(set(domain(other)) == mine for other in group) or mine == set(axes[0])
-    return shares or not reads(stage).isdisjoint(other.buffer.name for other in group)
+    mine = set(stage.domain)
+    shares = any(set(other.domain) == mine for other in group) or mine == set(axes[0])
+    return shares or not stage.reads.isdisjoint(other.buffer.name for other in group)
 
 
 def reads_itself(stages: Sequence[Stage]) -> bool:
     """Whether some of the stages read what others of them make."""
     made = {stage.buffer.name for stage in stages}
-    return any(not made.isdisjoint(reads(stage)) for stage in stages)
+    return any(not made.isdisjoint(stage.reads) for stage in stages)
 
 
 Outer = tuple[tuple[Axis, ...], tuple[Axis, ...]]  # the outer axes, and those of the batch among them
@@ -227,8 +187,8 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
     inside = {stage.buffer.name: stage for stage in stages}
     shared = set(order)
     for stage in stages:
-        shared &= {axis for axis in domain(stage) if axis.name != stage.cumulated}
-        for load in loads(stage):
+        shared &= {axis for axis in stage.domain if axis.name != stage.cumulated}
+        for load in stage.loads:
             if (source := inside.get(load["buffer"])) is not None:
                 shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
     outer = tuple(axis for axis in order if axis in shared)
@@ -274,7 +234,7 @@ def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[S
         return outer
     cut = 0
     for stage in stages:
-        for load in loads(stage):
+        for load in stage.loads:
             names = {name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms}
             has = [axis.name in names for axis in outer]
             if all(has) or not any(has):
@@ -292,12 +252,12 @@ def memory_order(stages: Sequence[Stage]) -> list[Axis]:
 
     What no tensor has (which of several stacked tensors is meant) comes before: lanes run along memory.
     """
-    axes = {axis.name: axis for stage in stages for axis in domain(stage)}
+    axes = {axis.name: axis for stage in stages for axis in stage.domain}
     made = {stage.buffer.name for stage in stages}
     by_load = [
         [name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms]
         for stage in stages
-        for load in loads(stage)
+        for load in stage.loads
         if load["buffer"] not in made
     ]
     names = [name for load in sorted(by_load, key=len, reverse=True) for name in load]
@@ -313,9 +273,9 @@ def _kernel(stages: Sequence[Stage]) -> Kernel:
     loops: list[Loop] = []
     home: dict[str, int] = {}
     for stage in stages:
-        inner = tuple(axis for axis in order if axis in domain(stage))
+        inner = tuple(axis for axis in order if axis in stage.domain)
         along = _along(stage, inner)
-        first = max([0, *(home[name] + 1 for name in reads(stage) if name in home)])
+        first = max([0, *(home[name] + 1 for name in stage.reads if name in home)])
         fits = (i for i in range(first, len(loops)) if (loops[i].inner, loops[i].along) == (inner, along))
         place = next(fits, len(loops))
         if place == len(loops):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,11 +27,9 @@ class Served:
     def __init__(self, call: Call, forward: Callable[..., Any]):
         self.forward_function, self.state = forward, call.state
         self.template = call.template()
-        own = call.state.read()
-        self.given = len(call.tensors) - len(own.tensors)  # tensors that are arguments
+        self.given = call.given
         self.device = call.tensors[0].device
         self.autocast = call.fixed[-1]
-        self.own_numbers = len(own.numbers)
         self.requires_grad = tuple(call.requires_grad)
         assumptions = Assumptions()
         numbers = [assumptions.parameter(f"number{k}", number) for k, number in enumerate(call.numbers)]
@@ -43,36 +42,48 @@ class Served:
         self.structure = traced.structure
         self.constants = list(traced.constants.values())
         self.differentiable = [cotangent is not None for cotangent in traced.cotangents]
-        self.influences = [gradient is not None for gradient in traced.gradients]
+        influences, count = iter(traced.gradients), itertools.count()
+        # Which result of backward is the gradient of each tensor.
+        self.places = [next(count) if need and next(influences) is not None else None for need in self.requires_grad]
         self.names = [value.name for value in traced.inputs]
         self._build()
 
     def _build(self) -> None:
         lowered = self.lowered
         programs = [program for program in (lowered.forward, lowered.backward) if program is not None]
-        with ThreadPoolExecutor(len(programs)) as pool:
-            built = list(pool.map(lambda program: runtime.compile_program(program, self.device), programs))
-        self.forward, self.backward = built[0], built[1] if len(built) > 1 else None
+        self.compiled = [runtime.compile_program(program, self.device) for program in programs]
+        self.forward, self.backward = self.compiled[0], self.compiled[1] if len(self.compiled) > 1 else None
         self.forward_numbers = _indices(lowered.forward)
         self.backward_numbers = _indices(lowered.backward)
         inputs = {buffer.name for buffer in lowered.forward.inputs}
         outputs = lowered.forward.outputs
         count = len(self.differentiable)
         # Outputs that are something else too must be the caller's alone.
-        self.shared = [name in inputs or name in outputs[:k] or name in lowered.saved for k, name in enumerate(outputs)]
-        ranks = [len(shape) for shape in lowered.shapes]
-        buffers = lowered.forward.buffers
-        self.reshaped = [
-            None if buffers[name].sizes == shape else shape for name, shape in zip(outputs[:count], lowered.shapes)
+        self.shared = [
+            k
+            for k, name in enumerate(outputs[:count])
+            if name in inputs or name in outputs[:k] or name in lowered.saved
         ]
+        ranks = [len(shape) for shape in lowered.shapes]
+        self.reshaped = _reshaped(lowered.forward, lowered.shapes)
         self.single = count == 1 and isinstance(tree_unflatten([0] * count, self.structure), int) and bool(ranks)
         if lowered.backward is not None:
-            made = lowered.backward.buffers
             shapes = [shape for shape in lowered.gradient_shapes if shape is not None]
-            self.gradients_reshaped = [
-                None if made[name].sizes == shape else shape for name, shape in zip(lowered.backward.outputs, shapes)
-            ]
+            self.gradients_reshaped = _reshaped(lowered.backward, shapes)
         self.has_externs = any(isinstance(step, Extern) for program in programs for step in program.steps)
+
+    def prepare(self, call: Call) -> None:
+        """Builds what its kernels lack for the shapes of a call, forward and backward side by side.
+
+        Raises:
+            BuildError: if it cannot be built here.
+        """
+        shapes = self._shapes(call.tensors)
+        libraries = [compiled.libraries for compiled in self.compiled if compiled.libraries is not None]
+        lacking = [each for each in libraries if each.lack(shapes)]
+        if lacking:
+            with ThreadPoolExecutor(len(lacking)) as pool:
+                list(pool.map(lambda each: each.of(shapes), lacking))
 
     def serves(self, call: Call) -> bool:
         """Whether the gradients are the same or none, and every comparison that the trace relied on, too."""
@@ -96,9 +107,9 @@ class Served:
 
     def plain(self, tensors: Sequence[Any], numbers: Sequence[Any], tracer: Any = None) -> Any:
         """The plain loss as it was in the call that was traced, of given tensors and numbers."""
-        split = len(numbers) - self.own_numbers
-        arguments, keywords = filled(self.template, tensors[: self.given], numbers[:split])
-        replaced = self.state.replaced(tensors[self.given :], numbers[split:])
+        given, open_given = self.given
+        arguments, keywords = filled(self.template, tensors[:given], numbers[:open_given])
+        replaced = self.state.replaced(tensors[given:], numbers[open_given:])
         if tracer is not None:
             tracer.lifted.update({key: t for key, t in replaced.around.items() if isinstance(t, Traced)})
         own = (replaced.loss,) if isinstance(self.state.loss, torch.nn.Module) else ()
@@ -112,7 +123,7 @@ class Served:
     def run(self, tensors: Sequence[Tensor], numbers: Sequence[float], grad: bool) -> Any:
         """The loss, differentiable where a tensor requires it."""
         if grad and self.backward is not None:
-            outputs = FusedFunction.apply(self, numbers, *tensors)
+            outputs = _apply(self, numbers, *tensors)
         else:
             outputs = self.values(tensors, numbers)[0]
         if self.single:
@@ -122,11 +133,11 @@ class Served:
     def values(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         """The outputs, and what is saved."""
         results = self._called(self.forward, [*tensors, *self.constants], numbers, self.forward_numbers)
-        outputs = []
-        for k, shape in enumerate(self.reshaped):
-            output = results[k].clone() if self.shared[k] else results[k]
-            outputs.append(output if shape is None else output.view(self._sizes(shape, tensors)))
-        return tuple(outputs), results[len(outputs) :]
+        for k in self.shared:
+            results[k] = results[k].clone()
+        self._reshape(results, self.reshaped, tensors)
+        count = len(self.differentiable)
+        return tuple(results[:count]), results[count:]
 
     def gradients(
         self,
@@ -138,18 +149,9 @@ class Served:
         """The gradient of each tensor that requires one."""
         learnt = [grad for grad, does in zip(grad_outputs, self.differentiable) if does]
         inputs = [*tensors, *self.constants, *saved, *learnt]
-        results = iter(
-            zip(self._called(self.backward, inputs, numbers, self.backward_numbers), self.gradients_reshaped)
-        )
-        gradients: list[Tensor | None] = []
-        influences = iter(self.influences)
-        for need in self.requires_grad:
-            if not need or not next(influences):
-                gradients.append(None)
-                continue
-            gradient, shape = next(results)
-            gradients.append(gradient if shape is None else gradient.view(self._sizes(shape, tensors)))
-        return gradients
+        results = self._called(self.backward, inputs, numbers, self.backward_numbers)
+        self._reshape(results, self.gradients_reshaped, tensors)
+        return [None if place is None else results[place] for place in self.places]
 
     def _called(self, compiled: Any, inputs: Sequence[Tensor], numbers: Sequence[float], wanted: Sequence[int]) -> Any:
         parameters = [numbers[k] for k in wanted]
@@ -158,9 +160,12 @@ class Served:
         with torch.autocast(self.device.type, enabled=False):  # its casts are in the programs
             return compiled(inputs, parameters)
 
-    def _sizes(self, shape: Sequence[Size], tensors: Sequence[Tensor]) -> list[int]:
-        shapes = self._shapes(tensors)
-        return [evaluate(size, shapes, {}) for size in shape]
+    def _reshape(
+        self, results: list[Tensor], reshaped: Mapping[int, Sequence[Size]], tensors: Sequence[Tensor]
+    ) -> None:
+        for k, shape in reshaped.items():
+            shapes = self._shapes(tensors)
+            results[k] = results[k].view([evaluate(size, shapes, {}) for size in shape])
 
     def plain_gradients(
         self, tensors: Sequence[Tensor], numbers: Sequence[float], grad_outputs: Sequence[Tensor], create_graph: bool
@@ -203,6 +208,17 @@ class FusedFunction(torch.autograd.Function):
         if graph or _are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, grad_outputs)):
             return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, graph)
         return None, None, *served.gradients(tensors, ctx.numbers, saved, grad_outputs)
+
+
+# What Function.apply adds to this is for transforms of functorch, under which the plain loss runs.
+_apply: Callable[..., Any] = super(torch.autograd.Function, FusedFunction).apply  # type: ignore[misc]
+
+
+def _reshaped(program: Program, shapes: Sequence[Sequence[Size]]) -> dict[int, Sequence[Size]]:
+    """Which of the first outputs lack dimensions of size 1, and their shapes with them."""
+    buffers = program.buffers
+    named = enumerate(zip(program.outputs, shapes))
+    return {k: shape for k, (name, shape) in named if buffers[name].sizes != shape}
 
 
 def _reads_numbers(guard: Guard) -> bool:

@@ -24,6 +24,7 @@ Formula = Polynomial | Expression
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
 }
+Shapes = Mapping[str, Sequence[int]]  # of inputs, by name
 LARGEST = 2**60  # no size is as large
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "add": operator.add,
@@ -48,12 +49,12 @@ class Guard:
     right: Size | Expression
     outcome: bool
 
-    def holds(self, shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, float]) -> bool:
+    def holds(self, shapes: Shapes, parameters: Mapping[str, float]) -> bool:
         left, right = (evaluate(side, shapes, parameters) for side in (self.left, self.right))
         return COMPARISONS[self.comparison](left, right) is self.outcome
 
 
-def evaluate(number: Size | Expression, shapes: Mapping[str, Sequence[int]], parameters: Mapping[str, float]) -> Any:
+def evaluate(number: Size | Expression, shapes: Shapes, parameters: Mapping[str, float]) -> Any:
     """The value of a size or of a scalar expression for given inputs."""
     if isinstance(number, Size):
         if number.op == "const":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,17 +12,9 @@ from torch import Tensor, nn
 
 from .tracing import CannotFuse
 
-SIMPLE = (int, bool, str, type(None), torch.dtype, torch.device, complex, bytes)
+SIMPLE = frozenset((int, bool, str, type(None), torch.dtype, torch.device, complex, bytes))
 _INTERNAL = set(vars(nn.Module())) - {"training"}
 _OWN = "_fusion"  # the attribute in which a fused module keeps its programs
-
-
-class Reading(NamedTuple):
-    """Tensors and numbers that may change freely, and everything else, which is part of a pattern."""
-
-    tensors: list[Tensor]
-    numbers: list[float]
-    fixed: list[Any]
 
 
 class Slot(NamedTuple):
@@ -31,8 +24,13 @@ class Slot(NamedTuple):
     name: str
     module: nn.Module | None  # whose dictionary it is; what stands there can be replaced in a copy
 
+    def reader(self) -> Callable[[], Any]:
+        if self.module is None and self.name == "":
+            return partial(getattr, self.container, "cell_contents")
+        return partial(self.container.__getitem__, self.name)
+
     def read(self) -> Any:
-        return self.container.cell_contents if self.module is None and self.name == "" else self.container[self.name]
+        return self.reader()()
 
 
 class State:
@@ -50,29 +48,32 @@ class State:
         self.open_numbers = not {"isinstance", "type"} & names
         self.asks_for_gradients = bool({"requires_grad", "is_grad_enabled", "is_inference_mode_enabled"} & names)
         self.slots = [slot for module in self.modules for slot in _slots(module)] + around.slots
+        self._reading = [(slot.reader(), self.open_numbers and slot.module is not None) for slot in self.slots]
         self._dictionaries = [d for module in self.modules for d in _dictionaries(module)]
         self._lengths = [len(d) for d in self._dictionaries]
 
     def is_current(self) -> bool:
         return [len(d) for d in self._dictionaries] == self._lengths
 
-    def read(self) -> Reading:
-        """
+    def read(self, tensors: list[Tensor], numbers: list[float], fixed: list[Any]) -> None:
+        """Adds the tensors and numbers that may change freely, and everything else, which is part of a pattern.
+
         Raises:
             KeyError: where an attribute is gone.
         """
-        reading = Reading([], [], [])
-        for slot in self.slots:
-            value = slot.read()
-            if isinstance(value, Tensor):
-                reading.tensors.append(value)
-                reading.fixed.append(Tensor)
-            elif type(value) is float and self.open_numbers and slot.module is not None:
-                reading.numbers.append(value)
-                reading.fixed.append(float)
+        for read, is_open in self._reading:
+            value = read()
+            kind = type(value)
+            if kind is float and is_open:
+                numbers.append(value)
+                fixed.append(float)
+            elif kind in SIMPLE:
+                fixed.append((kind, value))
+            elif isinstance(value, Tensor):
+                tensors.append(value)
+                fixed.append(Tensor)
             else:
-                reading.fixed.append(frozen(value))
-        return reading
+                fixed.append(frozen(value))
 
     def replaced(self, tensors: Sequence[Any], numbers: Sequence[Any]) -> Replaced:
         """A copy of the loss that reads given tensors and numbers in the place of its own."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,14 @@ class Traced(Tensor):
 
     @staticmethod
     def of(value: Value, device: torch.device, requires_grad: bool = False) -> Traced:
-        strides: list[Extent] = []
-        following: Extent = 1
-        for extent in reversed(value.shape):
-            strides.insert(0, strides[0] * following if strides else 1)
-            following = extent
         tensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            Traced, value.shape, strides=strides, dtype=value.dtype, device=device, requires_grad=requires_grad
+            Traced,
+            value.shape,
+            strides=_contiguous(value.shape),
+            storage_size=0,  # of open sizes it takes long to compute
+            dtype=value.dtype,
+            device=device,
+            requires_grad=requires_grad,
         )
         tensor._value, tensor._of, tensor.base, tensor.put = value, None, None, None
         return tensor
@@ -118,6 +121,12 @@ class Traced(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise CannotFuse("a tensor of it is kept from one call to the next")
+
+
+def _contiguous(shape: Sequence[Extent]) -> list[Extent]:
+    """The strides of a tensor without gaps."""
+    steps: list[Extent] = [1, *accumulate(reversed(shape[1:]), operator.mul)]
+    return steps[: len(shape)][::-1]
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,7 @@ class Tracer(TorchDispatchMode):
             raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
         if func._schema.is_mutable:
             return self._in_place(func, name, args, kwargs)
-        leaves, _ = tree_flatten((args, kwargs))
-        complex_numbers = any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
+        complex_numbers = _has_complex_numbers([*args, *kwargs.values()])
         handler = OPERATORS.get(name)
         if handler is not None and not complex_numbers:
             result = handler(self, *self._values(args), **self._values(kwargs))
@@ -188,7 +196,12 @@ class Tracer(TorchDispatchMode):
         return self.lift(argument) if isinstance(argument, Tensor) else argument
 
     def _values(self, arguments: Any) -> Any:
-        return tree_map(self.value, arguments)
+        kind = type(arguments)
+        if kind is list or kind is tuple:
+            return kind([self._values(argument) for argument in arguments])
+        if kind is dict:
+            return {name: self._values(argument) for name, argument in arguments.items()}
+        return self.value(arguments)
 
     def lift(self, tensor: Tensor) -> Value:
         """The value of a real tensor that the loss met: one of its own, or made of numbers just now."""
@@ -274,6 +287,12 @@ class Tracer(TorchDispatchMode):
         if isinstance(returned, Tensor):
             return self._wrapped(func, args, kwargs, call.outputs[0])
         return tree_unflatten([self.traced(output) for output in call.outputs], structure)
+
+
+def _has_complex_numbers(arguments: Any) -> bool:
+    if isinstance(arguments, (list, tuple)):
+        return any(map(_has_complex_numbers, arguments))
+    return isinstance(arguments, Tensor) and arguments.is_complex()
 
 
 class Numbers(TorchFunctionMode):

@@ -9,10 +9,8 @@ from typing import Any
 
 from .cpp import Run, laid_out, needed
 from .ir import Buffer, Expression, Extern, Index, Program, Stage
-from .schedule import Kernel, domain, loads, nodes, unified
-from .sizes import evaluate
-
-Shapes = Mapping[str, Sequence[int]]
+from .schedule import Kernel, unified
+from .sizes import Shapes, evaluate
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,8 @@ def _elements_read(stages: Iterable[Stage], buffers: Mapping[str, Buffer], shape
     """How many elements of each buffer are looked at: at every place that an index can have, and no more than all."""
     places: dict[str, dict[Any, int]] = {}
     for stage in stages:
-        extents = {axis.name: evaluate(axis.extent, shapes, {}) for axis in domain(stage)}
-        for load in loads(stage):
+        extents = {axis.name: evaluate(axis.extent, shapes, {}) for axis in stage.domain}
+        for load in stage.loads:
             axes = {axis for index in load["index"] for axis in _axes(index)}
             where = tuple(index if isinstance(index, Index) else frozenset(_axes(index)) for index in load["index"])
             places.setdefault(load["buffer"], {})[where] = math.prod(extents[axis] for axis in axes)
@@ -105,7 +103,7 @@ def _axes(index: Index | Expression) -> set[str]:
     if isinstance(index, Index):
         return {axis for axis, _ in index.terms}
     found: set[str] = set()
-    for node in nodes(index):
+    for node in index.nodes:
         positions = node["index"] if node.op == "load" else (node["value"],) if node.op == "index" else ()
         found.update(axis for position in positions if isinstance(position, Index) for axis in _axes(position))
     return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ir import Combine, Expression, Index, Size
+from .ir import Combine, Expression, Index, Size, hashed_once
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -50,6 +50,7 @@ def same(x: Extent, y: Extent) -> bool:
 ZERO = Size("const", 0)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Position:
     """Where along one digit an element is read: an affine function of axes, or a computed index."""

@@ -108,6 +108,9 @@ def test_a_cache_that_cannot_be_written_says_so(cache, tmp_path, monkeypatch):
     (cache / f"{compiler.key_of(SOURCE)}.lock").mkdir(parents=True)  # stands for a disk that is full or read only
     with pytest.raises(compiler.BuildError, match=r"cannot be used.*FUSED_LOSSES_CACHE"):
         answer()
+    (cache / f"{hashlib.sha256(b'x = 1').hexdigest()}.py").mkdir()
+    with pytest.raises(compiler.BuildError, match=r"cannot be used.*FUSED_LOSSES_CACHE"):
+        compiler.python_file("x = 1")
     (tmp_path / "file").touch()
     monkeypatch.setenv("FUSED_LOSSES_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(compiler.BuildError, match=r"cannot be made.*FUSED_LOSSES_CACHE"):
@@ -155,6 +158,26 @@ def test_ranks_share_one_build(cache, compile_by, tmp_path):
     path = compile_by(f'echo >> {tmp_path}/builds; exec g++ "$@"')
     run(losses_of_ranks, 2, str(path), str(cache))
     assert len((tmp_path / "builds").read_text()) == 2  # of forward and backward
+
+
+def rows(x):
+    return x.softmax(1).square().mean()
+
+
+def test_a_form_is_built_where_sizes_ask_for_it(cache, compile_by):
+    """Short rows and long ones have kernels of their own, for forward and backward."""
+    loss = fuse(rows, strict=True)
+    for width, built in ((5, 2), (7, 2), (40, 4), (50, 4), (6, 4)):
+        x = torch.randn(3, width, requires_grad=True)
+        torch.testing.assert_close(loss(x), rows(x))
+        gradients = [torch.autograd.grad(each(x), x)[0] for each in (loss, rows)]
+        torch.testing.assert_close(*gradients)
+        assert len(list(cache.glob("*.so"))) == built
+    other = fuse(rows)
+    other(torch.ones(3, 5, requires_grad=True))
+    compile_by("exit 4")
+    with pytest.warns(UserWarning, match=r"plain torch.*fails"):
+        other(torch.ones(3, 40, requires_grad=True))
 
 
 WITHOUT = {

@@ -334,6 +334,24 @@ def test_modes_in_which_the_plain_loss_runs():
     assert loss._fusion.last is None
 
 
+def test_a_tensor_that_outlived_a_transform():
+    kept = []
+    x, t = pair(5, 7)
+    torch.func.grad(lambda x: kept.append(x) or x.sum())(x)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            torch.testing.assert_close(charbonnier(kept[0], t), charbonnier(x, t))
+
+
+def test_results_lie_where_the_arguments_do():
+    """Whatever the default device is."""
+    x, t = pair(5, 7)
+    expected = charbonnier(x, t)
+    with torch.device("meta"):
+        found = charbonnier(x, t)
+    torch.testing.assert_close(found, expected)
+
+
 def test_autocast():
     @fuse(strict=True)
     def similarity(x, y):

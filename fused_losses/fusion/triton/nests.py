@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..expressions import identifier
-from ..ir import Expression, Index, Size, Stage
-from ..schedule import ONE, nodes, place_along, plain_axis
+from ..ir import ONE, Expression, Index, Size, Stage
+from ..schedule import place_along, plain_axis
 from .expressions import COMPUTED, literal, operation, typed
 from .numbers import Term
 from .reductions import REDUCTIONS
@@ -42,10 +42,10 @@ class NestWriter:
         self.known: dict[str, Value] = {}
         self.values: dict[int, Value] = {}
         self.inside: dict[int, Value] = {}  # of a checked index, whether it is in range
-        if any(self._is_in_memory(load) for stage in nest.stages for load in nodes(stage.expression)):
+        if any(self._is_in_memory(load) for stage in nest.stages for load in stage.expression.nodes):
             self.pre.append("tl.debug_barrier()  # other threads may have written what is read")
         for stage in nest.stages:
-            for node in nodes(stage.expression):
+            for node in stage.expression.nodes:
                 self.values[id(node)] = self._value(node)
             self._result(stage)
         self.lines = self._looped()
@@ -204,7 +204,7 @@ class NestWriter:
         """The value of a stage; NaN where an index that goes into it is out of range, as a GPU cannot raise in time."""
         value, dtype = self.values[id(stage.expression)], stage.expression.dtype
         text = typed(value.text, dtype)
-        checks = [self.inside[id(node)] for node in nodes(stage.expression) if node.op == "checked"]
+        checks = [self.inside[id(node)] for node in stage.expression.nodes if node.op == "checked"]
         if not checks or not dtype.is_floating_point:
             return text
         inside = " & ".join(check.text for check in checks)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..cpp import needed
 from ..expressions import identifier
 from ..ir import WIDE, Axis, Buffer, Extern, Program, Stage
-from ..schedule import reads
 from .kernels import Space, Writer, indented
 from .numbers import Linear
 from .tiles import Tile, tiles
@@ -85,7 +84,7 @@ def _read_elsewhere(planned: Sequence[Tile | Extern]) -> set[str]:
     for step in planned:
         if isinstance(step, Tile):
             made = {stage.buffer.name for stage in step.stages}
-            result |= {name for stage in step.stages for name in reads(stage)} - made
+            result |= {name for stage in step.stages for name in stage.reads} - made
     return result
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..ir import WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
-from ..schedule import ONE, Kernel, Loop, memory_order, reads_itself, schedule
+from ..ir import ONE, WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
+from ..schedule import Kernel, Loop, memory_order, reads_itself, schedule
 
 PART, PROGRAM = "part", "each"  # axes of the parts: among programs with the same rows, and among all
 

@@ -29,13 +29,15 @@ FL_INLINE void narrow(From x, half& out) {
   out.pattern = to_half(static_cast<float>(x));
 }
 
+// NaN is looked for in b, as a may be a maximum itself: whether that is NaN is a choice between truth values,
+// which keeps a loop from being vectorised.
 template <class A>
 FL_INLINE A maximum_(A a, A b) {
-  return a > b || a != a ? a : b;
+  return !(a <= b) && b == b ? a : b;
 }
 template <class A>
 FL_INLINE A minimum_(A a, A b) {
-  return a < b || a != a ? a : b;
+  return !(a >= b) && b == b ? a : b;
 }
 template <class A>
 FL_INLINE A fmax_(A a, A b) {

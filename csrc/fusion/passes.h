@@ -43,6 +43,20 @@ FL_INLINE bool lies_in(int64_t index, int64_t size) {
 FL_INLINE int64_t straying(int64_t index, int64_t size) {
   return index | static_cast<int64_t>(static_cast<uint64_t>(size) - 1 - static_cast<uint64_t>(index));
 }
+constexpr uint64_t inverse_of(uint64_t odd) {  // modulo 2^64
+  uint64_t result = odd;  // its last three bits are right already, and twice as many after each step
+  for (int step = 0; step < 5; ++step) result *= 2 - odd * result;
+  return result;
+}
+// a / divisor where that is whole and not negative; elsewhere no index of anything. Divisions do not
+// vectorise.
+template <int64_t divisor>
+FL_INLINE int64_t exact_quotient(int64_t a) {
+  constexpr int shift = __builtin_ctzll(divisor);
+  const uint64_t product = static_cast<uint64_t>(a) * inverse_of(divisor >> shift);
+  return static_cast<int64_t>(shift == 0 ? product : product >> shift | product << (64 - shift) % 64);
+}
+inline int64_t common_divisor(int64_t a, int64_t b) { return b == 0 ? abs_(a) : common_divisor(b, a % b); }
 inline int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // torch_parallel_for of torch's stable C interface.
@@ -192,18 +206,36 @@ class View : public Steps {
       } else if (stride == 0) {
         const A value = widen(*from);
         for (int64_t i = 0; i < count; ++i) to[i] = value;
+      } else if (stride == 2) {
+        every<2>(from, count, to);
+      } else if (stride == 4) {
+        every<4>(from, count, to);
       } else {
         for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * stride]);
       }
     });
   }
 
+  // Known strides vectorise.
+  template <int stride, class A>
+  static void every(const T* from, int64_t n, A* to) {
+    FL_ELEMENTWISE
+    for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i * stride]);
+  }
+
   const T* data_;
 };
 
-// Indices along one dimension of a tensor that lie in it are those of [0, size).
+// Indices along one dimension of a tensor that lie in it are those of [0, size), or multiples of a divisor in
+// [0, divisor * size), whose quotients are `stride` apart in memory.
 struct Range {
-  int64_t base, size;
+  int64_t base, size, divisor = 1, stride = 0;
+};
+
+// Of a run of lanes, every `pace`-th one of [begin, end): they are `stride` apart in memory, the first at
+// `offset`.
+struct Some {
+  int64_t begin, end, pace, offset, stride;
 };
 
 // A tensor as lanes read it that they may lie outside of, where they read 0.
@@ -229,21 +261,17 @@ class Guarded {
     int64_t at[kMaxRank];
     for (int k = rank_; k-- > 0; position /= extent_[k]) at[k] = position % extent_[k];
     const int last = rank_ - 1;
+    bool divides = false;
+    for (const Range& range : ranges) divides |= range.divisor != 1;
     for (int64_t done = 0; done < n;) {
       const int64_t count = least(n - done, extent_[last] - at[last]);
-      int64_t begin = 0, end = count, offset = base;
-      for (int k = 0; k < rank_; ++k) offset += at[k] * stride_[k];
-      int guard = 0;
-      for (const Range& range : ranges) {
-        int64_t index = range.base;
-        for (int k = 0; k < rank_; ++k) index += at[k] * step_[k][guard];
-        narrow_down(index, step_[last][guard++], range.size, begin, end);
-      }
-      begin = least(begin, count), end = most(begin, end);
+      const Some inside = divides ? multiples(at, count, base, ranges) : inside_of(at, count, base, ranges);
       if constexpr (std::is_same_v<T, A>) {
-        if (begin == 0 && end == n && stride_[last] == 1) return data_ + offset;
+        if (inside.begin == 0 && inside.end == n && inside.pace == 1 && inside.stride == 1) {
+          return data_ + inside.offset;
+        }
       }
-      copy(data_ + offset, stride_[last], count, begin, end, scratch + done);
+      copy(inside, count, scratch + done);
       done += count;
       at[last] = 0;
       for (int k = last; k-- > 0 && ++at[k] == extent_[k];) at[k] = 0;
@@ -252,27 +280,84 @@ class Guarded {
   }
 
  private:
-  // Leaves of the lanes [begin, end) those whose index, which starts at one of them all, is in [0, size).
-  static void narrow_down(int64_t index, int64_t step, int64_t size, int64_t& begin, int64_t& end) {
+  // The lanes of a run whose indices lie between the ends of their ranges.
+  Some inside_of(const int64_t* at, int64_t count, int64_t base, std::initializer_list<Range> ranges) const {
+    const int last = rank_ - 1;
+    Some some{0, count, 1, base, stride_[last]};
+    int guard = 0;
+    for (const Range& range : ranges) {
+      narrow_down(index_at(at, range, guard), step_[last][guard], range.size * range.divisor, some);
+      ++guard;
+    }
+    some.begin = least(some.begin, count), some.end = most(some.begin, some.end);
+    for (int k = 0; k < rank_; ++k) some.offset += at[k] * stride_[k];
+    some.offset += some.begin * some.stride;
+    return some;
+  }
+  // Those whose indices the divisors divide.
+  FL_APART Some multiples(const int64_t* at, int64_t count, int64_t base,
+                          std::initializer_list<Range> ranges) const {
+    Some some = inside_of(at, count, base, ranges);
+    const int last = rank_ - 1;
+    int guard = 0;
+    for (const Range& range : ranges) {
+      sift(index_at(at, range, guard), step_[last][guard], range.divisor, some);
+      ++guard;
+    }
+    guard = 0;
+    for (const Range& range : ranges) {
+      const int64_t step = step_[last][guard];
+      some.offset += (index_at(at, range, guard) + some.begin * step) / range.divisor * range.stride;
+      some.stride += some.pace * step / range.divisor * range.stride;
+      ++guard;
+    }
+    return some;
+  }
+  int64_t index_at(const int64_t* at, const Range& range, int guard) const {
+    int64_t index = range.base;
+    for (int k = 0; k < rank_; ++k) index += at[k] * step_[k][guard];
+    return index;
+  }
+  // Leaves of some lanes those whose index, which starts at one of the whole run, is in [0, size).
+  static void narrow_down(int64_t index, int64_t step, int64_t size, Some& some) {
     if (step == 0) {
-      if (index < 0 || index >= size) end = begin;
+      if (index < 0 || index >= size) some.end = some.begin;
       return;
     }
     const int64_t first = step > 0 ? -index : index - size + 1, last = step > 0 ? size - index : index + 1;
     const int64_t pace = abs_(step);
-    begin = most(begin, first > 0 ? ceiling(first, pace) : 0);
-    end = least(end, last > 0 ? ceiling(last, pace) : 0);
+    some.begin = most(some.begin, first > 0 ? ceiling(first, pace) : 0);
+    some.end = least(some.end, last > 0 ? ceiling(last, pace) : 0);
+  }
+  // Leaves those whose index is a multiple of the divisor.
+  static void sift(int64_t index, int64_t step, int64_t divisor, Some& some) {
+    const int64_t skip = some.stride / some.pace, shared = common_divisor(divisor, some.pace * step);
+    if ((index + some.begin * step) % shared != 0) some.end = some.begin;
+    while (some.begin < some.end && (index + some.begin * step) % divisor != 0) {
+      some.begin += some.pace, some.offset += some.stride;
+    }
+    some.begin = least(some.begin, some.end);
+    some.pace *= divisor / shared, some.stride = skip * some.pace;
   }
   template <class A>
-  static void copy(const T* source, int64_t stride, int64_t count, int64_t begin, int64_t end, A* to) {
-    for (int64_t i = 0; i < begin; ++i) to[i] = A(0);
+  FL_INLINE void copy(const Some& inside, int64_t count, A* to) const {
+    const T* source = data_ + inside.offset;
+    const int64_t n = inside.end - inside.begin, stride = inside.stride, pace = inside.pace;
+    if (pace != 1) {
+      for (int64_t i = 0; i < count; ++i) to[i] = A(0);
+      to += inside.begin;
+      for (int64_t i = 0; i < n; i += pace, source += stride) to[i] = widen(*source);
+      return;
+    }
+    for (int64_t i = 0; i < inside.begin; ++i) to[i] = A(0);
+    to += inside.begin;
     if (stride == 1) {
       FL_ELEMENTWISE
-      for (int64_t i = begin; i < end; ++i) to[i] = widen(source[i]);
+      for (int64_t i = 0; i < n; ++i) to[i] = widen(source[i]);
     } else {
-      for (int64_t i = begin; i < end; ++i) to[i] = widen(source[i * stride]);
+      for (int64_t i = 0; i < n; ++i) to[i] = widen(source[i * stride]);
     }
-    for (int64_t i = end; i < count; ++i) to[i] = A(0);
+    for (int64_t i = n; i < count - inside.begin; ++i) to[i] = A(0);
   }
 
   const T* data_;

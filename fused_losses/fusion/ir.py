@@ -67,11 +67,15 @@ class Axis:
 @hashed_once
 @dataclass(frozen=True)
 class Index:
-    """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis."""
+    """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis, over a divisor.
+
+    Where it does not divide, it lies outside of every size.
+    """
 
     # (axis name, coefficient): 1 or -1 but for strided slices and flat tensors, which split axes read at i * C + j.
     terms: tuple[tuple[str, int | Size], ...] = ()
     offset: Size = Size("const", 0)
+    divisor: int = 1
 
 
 @dataclass(frozen=True, eq=False)  # a graph: compared by identity, since nodes are shared

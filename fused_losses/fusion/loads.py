@@ -13,7 +13,7 @@ from .schedule import plain_axis
 if TYPE_CHECKING:
     from .nest import Nest
 
-Outside = Sequence[tuple[Index | Expression, str]]  # dimensions whose index may lie outside, each with its size
+Outside = Sequence[tuple[Index | Expression, str, str]]  # indices that may lie outside, each with size and stride
 
 
 def load(nest: Nest, node: Expression) -> str:
@@ -25,10 +25,14 @@ def load(nest: Nest, node: Expression) -> str:
     base: list[tuple[str, str]] = []
     lanes: dict[str, list[tuple[str, str]]] = {}
     followed: list[tuple[str, str]] = []
+    divided: list[tuple[Index, str]] = []
     for dimension, index in enumerate(node["index"]):
         stride = nest.memory.stride(name, dimension)
         if isinstance(index, Expression):
             followed.append((nest.values[id(index)], stride))
+            continue
+        if index.divisor != 1:
+            divided.append((index, stride))
             continue
         base.append((size_of(index.offset), stride))
         for axis, factor in index.terms:
@@ -40,18 +44,21 @@ def load(nest: Nest, node: Expression) -> str:
     by_axis = {axis: total(terms) for axis, terms in lanes.items()}
     data, origin = f"a.data_{identifier(name)}", total(base)
     outside = _outside(nest, node) if node["guarded"] else []
-    if followed or (outside and not by_axis):
+    varies = bool(by_axis) or any(nest.split(index)[1] for index, _ in divided)
+    if followed or (outside and not varies):
+        followed += [(nest.assign("int64_t", *nest.position(index)), stride) for index, stride in divided]
         return _follow(nest, kind, data, origin, by_axis, followed, outside)
-    if not by_axis:
+    if not varies:
         return nest.assign(kind, f"widen({data}[{origin}])", False)
     return _block(nest, kind, data, origin, by_axis, outside)
 
 
 def _outside(nest: Nest, node: Expression) -> Outside:
     extents = {axis.name: axis.extent for axis in nest.of.kernel.outer + nest.loop.inner}
+    name = node["buffer"]
     return [
-        (index, size_of(size))
-        for index, size in zip(node["index"], nest.memory.buffers[node["buffer"]].sizes)
+        (index, size_of(size), nest.memory.stride(name, dimension))
+        for dimension, (index, size) in enumerate(zip(node["index"], nest.memory.buffers[name].sizes))
         if isinstance(index, Expression) or extents.get(plain_axis(index) or "") != size
     ]
 
@@ -69,11 +76,16 @@ def _block(nest: Nest, kind: str, data: str, origin: str, by_axis: Mapping[str, 
     if not outside:
         view = nest.space.view("View", data, by_axis)
         return _lanes_of(nest, kind, _taken(nest, kind, view, f"{nest.seek(view)}, n, {origin}"))
-    guards = [(*nest.split(index), size) for index, size in outside if isinstance(index, Index)]
-    along = ", ".join(nest.space.strides(lanes) for _, lanes, _ in guards)
-    ranges = ", ".join(f"{{{base}, {size}}}" for base, _, size in guards)
+    guards = [(*nest.split(index), size, _division(index, stride)) for index, size, stride in outside]  # type: ignore[arg-type]
+    along = ", ".join(nest.space.strides(lanes) for _, lanes, _, _ in guards)
+    ranges = ", ".join(f"{{{base}, {size}{division}}}" for base, _, size, division in guards)
     view = nest.space.view("Guarded", data, by_axis, f"{{{along}}}")
     return _lanes_of(nest, kind, _taken(nest, kind, view, f"begin, n, {origin}, {{{ranges}}}"))
+
+
+def _division(index: Index, stride: str) -> str:
+    """What a range has of an index that is divided: by what, and how far in memory one place is from the next."""
+    return "" if index.divisor == 1 else f", {index.divisor}, {stride}"
 
 
 def _taken(nest: Nest, kind: str, view: str, where: str) -> str:
@@ -100,7 +112,7 @@ def _follow(
     if by_axis:
         place = f"{nest.offsets(by_axis, origin)}[i] + {total(followed)}"
     conditions = []
-    for index, size in outside:
+    for index, size, _ in outside:
         if isinstance(index, Expression):
             at = nest.values[id(index)]
         else:

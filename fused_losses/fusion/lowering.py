@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ COSTLY = frozenset(
 )
 
 
-def _cost(expression: Expression) -> int:
+def cost(expression: Expression) -> int:
     """About how many operations an expression takes."""
     seen: set[Expression] = set()
     waiting = [expression]
@@ -100,6 +102,12 @@ class Lowering:
             if one.op == "constant" and one["value"] == neutral:
                 return other
         return self.make(op, dtype, a, b)
+
+    def compare(self, op: str, a: Expression, b: Expression) -> Expression:
+        """A comparison, decided where both numbers are known."""
+        if a.op == b.op == "constant":
+            return self.number(getattr(operator, op)(a["value"], b["value"]), torch.bool)
+        return self.make(op, torch.bool, a, b)
 
     def where(self, condition: Expression, a: Expression, b: Expression) -> Expression:
         if condition.op == "constant":
@@ -184,14 +192,19 @@ class Lowering:
 
     def _most_repeated(self) -> Value | None:
         """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
-        places: dict[Value, list[Expression]] = {}
-        for (value, _), expression in self._elements.items():
-            places.setdefault(value, []).append(expression)
-        costs = {
-            value: (len(expressions) - 1) * _cost(expressions[0])
-            for value, expressions in places.items()
-            if len(expressions) > 2
-        }
+        times: dict[tuple[Value, Any], int] = {}  # that it is computed for each of its elements
+        expressions: dict[Value, Expression] = {}
+        for (value, positions), expression in self._elements.items():
+            flat = [position for each in positions for position in each]
+            # What is only read at some places of a dimension, as stacked tensors are, is computed once at each.
+            place = value, tuple(position.constant for position in flat)
+            # A strided piece is computed between its elements too.
+            times[place] = times.get(place, 0) + math.prod(position.divisor for position in flat)
+            expressions.setdefault(value, expression)
+        costs: dict[Value, int] = {}
+        for (value, _), count in times.items():
+            if count > 2:
+                costs[value] = costs.get(value, 0) + (count - 1) * cost(expressions[value])
         value = max(costs, key=lambda value: costs[value], default=None)
         return value if value is not None and costs[value] > WORTH_MEMORY else None
 

@@ -115,14 +115,16 @@ class Nest:
         """A position along axes as C++, and whether it differs from lane to lane."""
         base, lanes = self.split(index)
         if not lanes:
-            return base, False
-        if len(self.lanes) == 1:
+            text = base
+        elif len(self.lanes) == 1:
             ((_, factor),) = lanes.items()
-            return f"{base} + (begin + i) * {factor}", True
-        return f"{self.offsets(lanes, base)}[i]", True
+            text = f"{base} + (begin + i) * {factor}"
+        else:
+            text = f"{self.offsets(lanes, base)}[i]"
+        return text if index.divisor == 1 else f"exact_quotient<{index.divisor}>({text})", bool(lanes)
 
     def split(self, index: Index) -> tuple[str, dict[str, str]]:
-        """Where an index is for the loops around the lanes, and its factor for each axis of the lanes."""
+        """Where what an index divides is for the loops around the lanes, and its factor for each axis of the lanes."""
         base = total([(axis, factor_of(factor)) for axis, factor in index.terms if axis not in self.lane_names])
         base = base if index.offset == Size("const", 0) else f"{base} + {size_of(index.offset)}"
         return base, {axis: factor_of(factor) for axis, factor in index.terms if axis in self.lane_names}

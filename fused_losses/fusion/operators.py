@@ -10,13 +10,13 @@ import torch
 
 from .ir import Combine, Expression
 from .lowering import Lowering
+from .piecewise import reduction
 from .values import (
     Computed,
     Extent,
     Iota,
     Map,
     Positions,
-    Reduction,
     Scalar,
     Stored,
     Value,
@@ -333,7 +333,7 @@ def reduced(x: Value, dimensions: Any, combine: Combine, dtype: torch.dtype, kee
     elif isinstance(dimensions, int):
         dimensions = [dimensions]
     chosen = sorted({d % x.ndim if x.ndim else 0 for d in dimensions})
-    result: Value = Reduction(x, chosen, combine, dtype)
+    result = reduction(x, chosen, combine, dtype)
     if keepdim and x.ndim:
         return with_ones(result, chosen)
     return result

@@ -31,12 +31,39 @@ from .views import dimension_of, range_of, replaced, single, slice_of
 def _within(lowering: Lowering, position: Position, start: Any, end: Any) -> Expression:
     """Whether start <= position < end, leaving out a bound that is None."""
     index = position.expression(lowering)
-    tests = []
-    if start is not None:
-        tests.append(lowering.make("ge", torch.bool, index, lowering.number(start, torch.int64)))
-    if end is not None:
-        tests.append(lowering.make("lt", torch.bool, index, lowering.number(end, torch.int64)))
-    return tests[0] if len(tests) == 1 else lowering.make("logical_and", torch.bool, *tests)
+    bounds = [(op, bound) for op, bound in (("ge", start), ("lt", end)) if bound is not None]
+    tests = [lowering.compare(op, index, lowering.number(bound, torch.int64)) for op, bound in bounds]
+    if len(tests) == 1:
+        return tests[0]
+    if tests[0].op == "constant":
+        return lowering.where(tests[0], tests[1], tests[0])
+    return lowering.make("logical_and", torch.bool, *tests)
+
+
+def _either(
+    lowering: Lowering, condition: Expression, a: Callable[[], Expression], b: Callable[[], Expression]
+) -> Expression:
+    """One of two elements; the other is not even looked at where it is known which."""
+    if condition.op == "constant":
+        return a() if condition["value"] else b()
+    return lowering.where(condition, _only_where(lowering, condition, a()), b())
+
+
+def _only_where(lowering: Lowering, condition: Expression, expression: Expression) -> Expression:
+    """An element of which no index is checked but where a condition holds: elsewhere nobody asked for it."""
+    done = {node: node for node in condition.nodes}  # what it takes to know that
+    every = [node for node in expression.nodes if node not in done]
+    if all(node.op != "checked" for node in every):
+        return expression
+    for node in every:
+        arguments = [done[argument] for argument in node.arguments]
+        if node.op == "checked":
+            arguments = [lowering.where(condition, arguments[0], lowering.number(0, torch.int64))]
+        attributes = dict(node.attributes)
+        if node.op == "load":
+            attributes["index"] = tuple(done.get(index, index) for index in node["index"])
+        done[node] = lowering.make(node.op, node.dtype, *arguments, **attributes)
+    return done[expression]
 
 
 @operator("constant_pad_nd")
@@ -58,10 +85,14 @@ def _padded(x: Value, dim: int, before: Any, after: Any, value: Any) -> Value:
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
         moved = positions[dim][0].moved(lowering, 1, -before, guarded=True)
-        inside = lowering.element(x, replaced(positions, dim, moved))
         low = None if isinstance(before, int) and before <= 0 else 0
         high = None if isinstance(after, int) and after <= 0 else size
-        return lowering.where(_within(lowering, moved, low, high), inside, lowering.number(value, x.dtype))
+        return _either(
+            lowering,
+            _within(lowering, moved, low, high),
+            lambda: lowering.element(x, replaced(positions, dim, moved)),
+            lambda: lowering.number(value, x.dtype),
+        )
 
     return Computed(shape, x.dtype, digits, element)
 
@@ -78,18 +109,33 @@ def _cat(tracer: Any, tensors: Sequence[Value], dim: int = 0) -> Value:
     shape = [*tensors[0].shape[:dim], starts[-1], *tensors[0].shape[dim + 1 :]]
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
-        result = None
-        for tensor, start, end in reversed(list(zip(tensors, starts, starts[1:]))):
-            moved = positions[dim][0].moved(lowering, 1, -start, guarded=len(tensors) > 1)
-            if is_one(tensor.shape[dim]):
-                moved = ORIGIN
-            piece = lowering.cast(lowering.element(tensor, replaced(positions, dim, moved)), dtype)
-            before_end = None if result is None else _within(lowering, positions[dim][0], None, end)
-            result = piece if before_end is None else lowering.where(before_end, piece, result)  # type: ignore[arg-type]
+        position, result = positions[dim][0], None
+        for tensor, start, before_end in reversed(_candidates(lowering, position, tensors, starts)):
+            moved = position.moved(lowering, 1, -start, guarded=len(tensors) > 1)
+            at = replaced(positions, dim, ORIGIN if is_one(tensor.shape[dim]) else moved)
+            piece = lowering.cast(lowering.element(tensor, at), dtype)
+            piece = _only_where(lowering, _within(lowering, moved, 0, tensor.shape[dim]), piece)
+            result = piece if result is None else lowering.where(before_end, piece, result)
         assert result is not None
         return result
 
     return Computed(shape, dtype, None, element)
+
+
+def _candidates(
+    lowering: Lowering, position: Position, tensors: Sequence[Value], starts: Sequence[Any]
+) -> list[tuple[Value, Any, Expression]]:
+    """The pieces that a position may lie in, each with its start and whether the position is before its end."""
+    result = []
+    for k, (tensor, start) in enumerate(zip(tensors, starts)):
+        is_last = k == len(tensors) - 1
+        before_end = lowering.number(True, torch.bool) if is_last else _within(lowering, position, None, starts[k + 1])
+        is_known = before_end.op == "constant"
+        if not is_known or before_end["value"]:
+            result.append((tensor, start, before_end))
+            if is_known:
+                break
+    return result
 
 
 def _is_zero(extent: Extent) -> bool:
@@ -110,6 +156,8 @@ def _roll(tracer: Any, x: Value, shifts: Any, dims: Any = ()) -> Value:
         return viewed(tracer, _roll(tracer, as_whole(flat), shifts, [0]), x.shape)
     for shift, dim in zip(shifts, [dims] if isinstance(dims, int) else dims):
         size = x.shape[dim]
+        if _is_zero(size):
+            continue
         start = size - shift % size
         x = _cat(tracer, [slice_of(tracer, x, dim, start, size), slice_of(tracer, x, dim, 0, start)], dim)
     return x
@@ -132,17 +180,21 @@ def _slice_scatter(
     start, length = range_of(size, start, end, step)
     if isinstance(start, int) and start == 0 and same(length, size):
         return cast(source, x.dtype)
-    if not (isinstance(step, int) and step == 1):
+    if not isinstance(step, int):
         return NotImplemented
     shape, digits, _ = broadcast([x, Scalar(0, x.dtype, x.shape)])
+    low = None if step == 1 and isinstance(start, int) and start == 0 else 0
+    high = None if step == 1 and same(start + length, size) else length
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
-        moved = positions[dim][0].moved(lowering, 1, -start, guarded=True)
+        moved = positions[dim][0].moved(lowering, 1, -start, guarded=True).over(lowering, step)
         at = replaced(positions, dim, ORIGIN if is_one(source.shape[dim]) else moved)
-        low = None if isinstance(start, int) and start == 0 else 0
-        high = None if same(start + length, size) else length
-        inside = lowering.cast(lowering.element(source, at), x.dtype)
-        return lowering.where(_within(lowering, moved, low, high), inside, lowering.element(x, positions))
+        return _either(
+            lowering,
+            _within(lowering, moved, low, high),
+            lambda: lowering.cast(lowering.element(source, at), x.dtype),
+            lambda: lowering.element(x, positions),
+        )
 
     return Computed(shape, x.dtype, digits, element)
 
@@ -175,8 +227,12 @@ def _diagonal_scatter(tracer: Any, x: Value, source: Value, offset: int = 0, dim
         )
         along = row.moved(lowering, 1, -max(-offset, 0), guarded=True)
         at = tuple(positions[d] for d in rest) + ((ORIGIN if is_one(source.shape[-1]) else along,),)
-        inside = lowering.cast(lowering.element(source, at), x.dtype)
-        return lowering.where(on, inside, lowering.element(x, positions))
+        return _either(
+            lowering,
+            on,
+            lambda: lowering.cast(lowering.element(source, at), x.dtype),
+            lambda: lowering.element(x, positions),
+        )
 
     return Computed(x.shape, x.dtype, [(n,) for n in x.shape], element)
 

@@ -71,7 +71,7 @@ def schedule(program: Program) -> list[Kernel | Extern]:
 
 def plain_axis(index: Index | Expression) -> str | None:
     """The axis that an index simply is, if so."""
-    if isinstance(index, Index) and len(index.terms) == 1 and index.terms[0][1] == 1 and index.offset.value == 0:
+    if isinstance(index, Index) and index.terms and index == Index(((index.terms[0][0], 1),)):
         return index.terms[0][0]
     return None
 

@@ -37,6 +37,8 @@ def is_one(extent: Extent) -> bool:
 
 def quotient(a: Extent, b: Extent) -> Extent | None:
     """a / b where it is a whole number whatever the sizes are."""
+    if isinstance(b, int) and b == 0:
+        return None
     result = a // b
     return result if same(result * b, a) else None
 
@@ -53,18 +55,28 @@ ZERO = Size("const", 0)
 @hashed_once
 @dataclass(frozen=True)
 class Position:
-    """Where along one digit an element is read: an affine function of axes, or a computed index."""
+    """Where along one digit an element is read: an affine function of axes over a divisor, or a computed index.
+
+    Where it does not divide, it lies outside, and what is read there is looked at by nobody: a multiple of a position
+    may therefore be exact where the position is not.
+    """
 
     terms: tuple[tuple[str, Size], ...] = ()
     offset: Size = ZERO
     computed: Expression | None = None
     guarded: bool = False  # whether it may lie outside
+    divisor: int = 1
     affine: Any = field(default=None, compare=False)  # (coefficients, offset) as extents, for arithmetic
 
     @staticmethod
-    def of(coefficients: dict[str, Extent], offset: Extent, guarded: bool = False) -> Position:
+    def of(coefficients: dict[str, Extent], offset: Extent, guarded: bool = False, divisor: int = 1) -> Position:
+        numbers = (*coefficients.values(), offset)
+        if divisor > 1 and all(isinstance(number, int) for number in numbers):
+            shared = math.gcd(divisor, *numbers)
+            coefficients = {axis: c // shared for axis, c in coefficients.items()}
+            offset, divisor = offset // shared, divisor // shared
         terms = tuple((axis, size_of(c)) for axis, c in sorted(coefficients.items()))
-        return Position(terms, size_of(offset), None, guarded, (coefficients, offset))
+        return Position(terms, size_of(offset), None, guarded, divisor, (coefficients, offset))
 
     @staticmethod
     def at(expression: Expression, guarded: bool = False) -> Position:
@@ -75,19 +87,40 @@ class Position:
         if self.computed is not None:
             return self.computed
         terms = tuple((axis, c.value if c.op == "const" else c) for axis, c in self.terms)
-        return Index(terms, self.offset)
+        return Index(terms, self.offset, self.divisor)
 
     def expression(self, lowering: Lowering) -> Expression:
         if self.computed is not None:
             return self.computed
+        if self.is_outside:
+            return lowering.number(-1, torch.int64)
+        if self.constant is not None:
+            return lowering.number(self.constant, torch.int64)
         return lowering.make("index", torch.int64, value=self.index())
+
+    @property
+    def constant(self) -> int | None:
+        """The place, where it is one and known."""
+        is_known = self.computed is None and not self.terms and self.offset.op == "const" and self.divisor == 1
+        return self.offset.value if is_known else None
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it divides nowhere."""
+        numbers = [c.value for _, c in self.terms if c.op == "const"]
+        if self.divisor == 1 or len(numbers) < len(self.terms) or self.offset.op != "const":
+            return False
+        return self.offset.value % math.gcd(self.divisor, *numbers) != 0
 
     def moved(self, lowering: Lowering, scale: Extent, offset: Extent, guarded: bool = False) -> Position:
         """scale * position + offset."""
         guarded |= self.guarded
         if self.computed is None:
             coefficients, start = self.affine or ({}, 0)
-            return Position.of({axis: c * scale for axis, c in coefficients.items()}, start * scale + offset, guarded)
+            shared = math.gcd(scale, self.divisor) if isinstance(scale, int) else 1
+            divisor, scale = self.divisor // shared, scale // shared
+            coefficients = {axis: c * scale for axis, c in coefficients.items()}
+            return Position.of(coefficients, start * scale + offset * divisor, guarded, divisor)
         moved = lowering.make("mul", torch.int64, self.computed, lowering.number(scale, torch.int64))
         moved = lowering.make("add", torch.int64, moved, lowering.number(offset, torch.int64))
         return Position.at(moved, guarded)
@@ -95,11 +128,31 @@ class Position:
     def plus(self, lowering: Lowering, other: Position) -> Position:
         guarded = self.guarded or other.guarded
         if self.computed is None and other.computed is None:
-            mine, theirs = (p.affine or ({}, 0) for p in (self, other))
+            divisor = math.lcm(self.divisor, other.divisor)
+            mine, theirs = (p._numerator(divisor) for p in (self, other))
             sums = {axis: mine[0].get(axis, 0) + theirs[0].get(axis, 0) for axis in mine[0] | theirs[0]}
-            return Position.of(sums, mine[1] + theirs[1], guarded)
+            return Position.of(sums, mine[1] + theirs[1], guarded, divisor)
         both = (p.expression(lowering) for p in (self, other))
-        return Position.at(lowering.make("add", torch.int64, *both), guarded)
+        return Position.at(lowering.binary("add", torch.int64, *both), guarded)
+
+    def _numerator(self, divisor: int) -> tuple[dict[str, Extent], Extent]:
+        """Coefficients and offset over a multiple of the divisor."""
+        coefficients, start = self.affine or ({}, 0)
+        scale = divisor // self.divisor
+        return {axis: c * scale for axis, c in coefficients.items()}, start * scale
+
+    def over(self, lowering: Lowering, divisor: int) -> Position:
+        """position / divisor, which lies outside where that is not whole."""
+        if divisor == 1:
+            return self
+        if self.computed is None:
+            coefficients, start = self.affine or ({}, 0)
+            return Position.of(coefficients, start, True, self.divisor * divisor)
+        by = lowering.number(divisor, torch.int64)
+        quotient = lowering.make("floor_divide", torch.int64, self.computed, by)
+        rest = lowering.make("remainder", torch.int64, self.computed, by)
+        divides = lowering.make("eq", torch.bool, rest, lowering.number(0, torch.int64))
+        return Position.at(lowering.where(divides, quotient, lowering.number(-1, torch.int64)), True)
 
 
 ORIGIN = Position()
@@ -251,6 +304,14 @@ class View(Value):
         return lowering.element(self.operand, self.source(lowering, positions))
 
 
+def place_of(x: Value, dim: int, place: Extent) -> View:
+    """The elements at one place of a dimension, which is dropped."""
+    at = Position.of({}, place)
+    shape, digits = list(x.shape), list(x.digits)
+    del shape[dim], digits[dim]
+    return View(x, shape, digits, lambda lowering, positions: (*positions[:dim], (at,), *positions[dim:]))
+
+
 class Computed(Value):
     """Elements given by a function; how padding, concatenation, gathers and their like are written."""
 
@@ -271,13 +332,47 @@ class Computed(Value):
 class Reduction(Value):
     """An operand combined over some of its dimensions, which are dropped."""
 
-    def __init__(self, operand: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype):
-        kept = [d for d in range(operand.ndim) if d not in dimensions]
-        super().__init__([operand.shape[d] for d in kept], dtype, [operand.digits[d] for d in kept])
-        self.operand, self.dimensions, self.combine = operand, tuple(dimensions), combine
+    def __init__(
+        self,
+        operand: Value,
+        dimensions: Sequence[int],
+        combine: Combine,
+        dtype: torch.dtype,
+        piecewise: Sequence[int] = (),  # of the dimensions that are kept, those along which tensors are stacked
+    ):
+        self.kept = [d for d in range(operand.ndim) if d not in dimensions]
+        super().__init__([operand.shape[d] for d in self.kept], dtype, [operand.digits[d] for d in self.kept])
+        self.operand, self.dimensions = operand, tuple(dimensions)
+        self.combine: Combine = combine
+        self.piecewise = tuple(piecewise)
+        self._parts: dict[tuple[int, int], Reduction] = {}
 
     def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        for dim in self.piecewise:
+            place = positions[dim][0].constant
+            if place is not None and 0 <= place < self.shape[dim]:
+                return lowering.element(self._part(dim, place), positions[:dim] + positions[dim + 1 :])
         return lowering.load_stored(self, positions)
+
+    def around(self, positions: Positions, reduced: Position) -> Positions:
+        """Positions along the operand, of which every one that is reduced is the same."""
+        rest = iter(positions)
+        return tuple(
+            next(rest) if d in self.kept else (reduced,) * len(digits) for d, digits in enumerate(self.operand.digits)
+        )
+
+    def _part(self, dim: int, place: int) -> Reduction:
+        """What there is at one place of a dimension, the same each time."""
+        if (dim, place) not in self._parts:
+            at = self.kept[dim]
+            self._parts[dim, place] = Reduction(
+                place_of(self.operand, at, place),
+                [d - (d > at) for d in self.dimensions],
+                self.combine,
+                self.dtype,
+                [d - (d > dim) for d in self.piecewise if d != dim],
+            )
+        return self._parts[dim, place]
 
 
 class Stored(Value):

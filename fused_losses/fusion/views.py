@@ -20,6 +20,7 @@ from .values import (
     View,
     as_whole,
     is_one,
+    place_of,
     restricted,
     same,
 )
@@ -107,10 +108,7 @@ def _select(tracer: Any, x: Value, dim: int, index: Any) -> Value:
     size = x.shape[dim]
     if not (index < size and index >= -size):
         raise IndexError(f"index {index} is out of bounds for dimension {dim} of size {size}")
-    at = Position.of({}, index + size if index < 0 else index)
-    shape, digits = list(x.shape), list(x.digits)
-    del shape[dim], digits[dim]
-    return View(x, shape, digits, lambda lowering, positions: (*positions[:dim], (at,), *positions[dim:]))
+    return place_of(x, dim, index + size if index < 0 else index)
 
 
 def range_of(size: Extent, start: Any, end: Any, step: Any) -> tuple[Any, Any]:

@@ -99,12 +99,7 @@ class Evaluator:
 
     def position(self, index, size, guarded):
         """A tensor of positions, and where they are inside; outside they must be guarded."""
-        if isinstance(index, Index):
-            position = torch.tensor(self.size(index.offset))
-            for axis, coefficient in index.terms:
-                position = position + self.grid[axis] * self.size(coefficient)
-        else:
-            position = self.expression(index)
+        position = self.affine(index) if isinstance(index, Index) else self.expression(index)
         inside = (position >= 0) & (position < size)
         assert guarded or bool(inside.all()), "an unguarded load lies outside"
         return position.clamp(0, max(size - 1, 0)), inside
@@ -124,7 +119,7 @@ class Evaluator:
         if node.op == "size":
             return torch.tensor(self.size(node["value"]), dtype=dtype)
         if node.op == "index":
-            return self.position(node["value"], 2**62, True)[0] if False else self.affine(node["value"])
+            return self.affine(node["value"])
         if node.op == "load":
             return self.load(node).to(dtype)
         arguments = [self.expression(argument) for argument in node.arguments]
@@ -152,7 +147,8 @@ class Evaluator:
         position = torch.tensor(self.size(index.offset))
         for axis, coefficient in index.terms:
             position = position + self.grid[axis] * self.size(coefficient)
-        return position
+        divides = position % index.divisor == 0
+        return torch.where(divides, position // index.divisor, -1)
 
     def load(self, node):
         buffer = self.buffers[node["buffer"]]

@@ -102,32 +102,58 @@ def test_gamma_functions(functions, lowest):
         torch.testing.assert_close(found[op], getattr(torch, op)(x.double()).float(), rtol=2.4e-7, atol=1e-9)
 
 
-PLACES = ((1, 0), (1, -3), (1, 2), (-1, 4), (2, -5), (-2, 9), (1, 50), (1, -50))  # factor and offset
+PLACES = (  # factor, offset and divisor
+    *((1, 0, 1), (1, -3, 1), (1, 2, 1), (-1, 4, 1), (2, -5, 1), (-2, 9, 1), (1, 50, 1), (1, -50, 1)),
+    *((1, 0, 2), (1, -3, 2), (-1, 4, 3), (2, -5, 3), (6, 2, 4), (6, 1, 4), (4, -8, 4), (3, 50, 5), (1, 1, 1000)),
+)
 
 
 @pytest.fixture(scope="module")
 def shifted():
-    """out[i, j] = x[i - 1, factor j + offset] for each place, 0 outside"""
+    """out[i, j] = x[(i - 1) / 3, (factor j + offset) / divisor] for each place, 0 outside and between"""
     x = Buffer("x", (size("x", 0), size("x", 1)), torch.float32)
     axes, names = (Axis("i", size("x", 0)), Axis("j", size("x", 1))), tuple(f"out{k}" for k in range(len(PLACES)))
-    before = Index((("i", 1),), Size("const", -1))
+    third = Index((("i", 1),), Size("const", -1), 3)
     stages = tuple(
         Stage(
             Buffer(name, x.sizes, torch.float32),
             axes,
-            load("x", before, Index((("j", factor),), Size("const", offset)), guarded=True),
+            load("x", third, Index((("j", factor),), Size("const", offset), divisor), guarded=True),
         )
-        for name, (factor, offset) in zip(names, PLACES)
+        for name, (factor, offset, divisor) in zip(names, PLACES)
     )
     return compile_program(Program((x,), (), stages, names), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("rows, columns", [(700, 7), (3, 1500), (1, 4)])
+@pytest.mark.parametrize("rows, columns", [(700, 7), (3, 1500), (1, 4), (2, 0)])
 @pytest.mark.parametrize("layout", [lambda x: x, lambda x: x.t().contiguous().t()], ids=["rows", "columns"])
 def test_lanes_outside_are_zero(shifted, rows, columns, layout):
     x = layout(torch.arange(1.0, 1.0 + rows * columns).view(rows, columns))
-    for out, (factor, offset) in zip(shifted([x]), PLACES):
-        place = torch.arange(columns) * factor + offset
+    thirds = x[: (rows + 1) // 3]
+    for out, (factor, offset, divisor) in zip(shifted([x]), PLACES):
+        place, rest = (numerator := torch.arange(columns) * factor + offset) // divisor, numerator % divisor
+        inside = (place >= 0) & (place < columns) & (rest == 0)
         expected = torch.zeros(rows, columns)
-        expected[1:] = torch.where((place >= 0) & (place < columns), x[:-1, place.clamp(0, columns - 1)], 0.0)
+        expected[1::3] = torch.where(inside, thirds[:, place.clamp(0, max(columns - 1, 0))], 0.0)
         assert torch.equal(out, expected)
+
+
+def test_a_position_that_is_divided():
+    """out[i] = (i - 2) / 6 where that is whole and not negative, as lanes and as a single number"""
+    n = size("x", 0)
+    place = expression("index", dtype=torch.int64, value=Index((("i", 1),), Size("const", -2), 6))
+    inside = expression(
+        "logical_and",
+        expression("ge", place, expression("constant", dtype=torch.int64, value=0), dtype=torch.bool),
+        expression("lt", place, expression("size", dtype=torch.int64, value=n), dtype=torch.bool),
+        dtype=torch.bool,
+    )
+    none = expression("constant", dtype=torch.int64, value=-1)
+    stage = Stage(
+        Buffer("out", (n,), torch.int64),
+        (Axis("i", n),),
+        expression("where", inside, place, none, dtype=torch.int64),
+    )
+    kernels = compile_program(Program((Buffer("x", (n,), torch.float32),), (), (stage,), ("out",)), torch.device("cpu"))
+    (out,) = kernels([torch.zeros(40)])
+    assert out.tolist() == [(i - 2) // 6 if i >= 2 and (i - 2) % 6 == 0 else -1 for i in range(40)]

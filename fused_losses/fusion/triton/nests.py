@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..expressions import identifier
 from ..ir import ONE, Expression, Index, Size, Stage
@@ -136,7 +136,11 @@ class NestWriter:
             parts.append(axis.text if number == "1" else f"{axis.text} * {number}")
         if index.offset != ZERO or not parts:
             parts.append(self.of.numbers.size(index.offset))
-        return self._assign(f"tl.cast({' + '.join(parts)}, tl.int64)", _union(axes))
+        position = self._assign(f"tl.cast({' + '.join(parts)}, tl.int64)", _union(axes))
+        if index.divisor == 1:
+            return position
+        x, by = position.text, index.divisor
+        return self._assign(f"tl.where({x} % {by} == 0, {x} // {by}, -1)", position.along)
 
     def _pointer(self, name: str, indices: Sequence[Index | Expression]) -> Value:
         """Where an element is."""
@@ -153,9 +157,10 @@ class NestWriter:
         parts = [buffer, *([numbers.name(tuple(start), f"{buffer}_start")] if start else [])]
         places = [(self._axis(axis), number) for axis, number in moves.items()]
         for dimension, index in enumerate(indices):
-            if isinstance(index, Expression):
+            if not _is_linear(index):
                 number = numbers.name(((ONE, (name, dimension)),), f"{buffer}_stride{dimension}")
-                places.append((self.values[id(index)], number))
+                place = self._position(index) if isinstance(index, Index) else self.values[id(index)]
+                places.append((place, number))
         parts += [f"{place.text} * {number}" for place, number in places]
         return Value(" + ".join(parts), _union([place for place, _ in places]))
 
@@ -276,12 +281,17 @@ def _union(values: Iterable[Value]) -> frozenset[str]:
     return frozenset().union(*(value.along for value in values))
 
 
+def _is_linear(index: Index | Expression) -> TypeGuard[Index]:
+    """Whether an index moves evenly along axes."""
+    return isinstance(index, Index) and index.divisor == 1
+
+
 def _strides(name: str, indices: Sequence[Index | Expression]) -> tuple[list[Term], dict[str, list[Term]]]:
-    """Where a load of a buffer starts, and how it moves along each axis; computed indices come on top."""
+    """Where a load of a buffer starts, and how it moves along each axis; other indices come on top."""
     start: list[Term] = []
     by_axis: dict[str, list[Term]] = {}
     for dimension, index in enumerate(indices):
-        if isinstance(index, Index):
+        if _is_linear(index):
             if index.offset != ZERO:
                 start.append((index.offset, (name, dimension)))
             for axis, factor in index.terms:

@@ -193,3 +193,16 @@ def test_planted_faults_are_seen(fault, monkeypatch):
     fault(monkeypatch)
     with pytest.raises((AssertionError, InterpreterError)):
         FAULTS[fault]()
+
+
+def test_strided_slices_and_stacks():
+    def loss(x, y):
+        z = (x * y).clone()
+        z[:, 1::3] = x[:, 1::3].tanh()
+        halves = z[:, 0:-1:2] + z[:, 1::2]
+        rows = halves[:, ::2].square().sum(0).sqrt()
+        stacked = torch.stack([x, y, x - y]).log_softmax(-1).logsumexp(0)
+        return (halves[:, ::2] / rows).sum() + z.square().mean() + stacked.sum()
+
+    same(loss, draw(5, 13), draw(5, 13, seed=1))
+    same(loss, draw(33, 70), draw(33, 70, seed=1))

@@ -159,6 +159,7 @@ namespace apart {
     return ::name##_(x);    \
   }
 FL_ONE(exp)
+FL_ONE(exp_nonpositive)
 FL_ONE(expm1)
 FL_ONE(log)
 FL_ONE(log1p)

@@ -104,6 +104,10 @@ FL_INLINE A reciprocal_(A x) {
   return A(1) / x;
 }
 template <class A>
+FL_INLINE A exp_nonpositive_(A x) {
+  return exp_nonpositive(x);
+}
+template <class A>
 FL_INLINE A sigmoid_(A x) {
   return A(1) / (A(1) + exp_(-x));
 }

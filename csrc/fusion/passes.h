@@ -32,6 +32,7 @@ constexpr int64_t kBlock = 1024;  // lanes that are computed together
 constexpr int kMaxRank = 16;
 constexpr int64_t kTask = 64 * kBlock;  // elements of a task: fixed, so that no result depends on the threads
 constexpr int64_t kStreamed = 32 << 20;  // bytes of an output that is written past the caches
+constexpr int64_t kShortRun = 256;       // lanes below which a block has several runs
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -101,14 +102,16 @@ struct Lanes {
   int rank = 0;
   int axis[kMaxRank] = {};
   int64_t extent[kMaxRank] = {}, numel = 1;
+  int64_t run = 1, step = 1;  // lanes that are one in all of the memory, and those of a block
 
-  FL_APART Lanes(std::initializer_list<int64_t> extents, std::initializer_list<const Strides*> operands) {
+  FL_APART Lanes(std::initializer_list<int64_t> extents, std::initializer_list<const Strides*> operands,
+                 bool keeps_order) {
     int64_t weight[kMaxRank];
     int index = 0;
     for (const int64_t size : extents) {
       numel *= size;
       int64_t total = 0;
-      for (const Strides* strides : operands) total += abs_(strides->of[index]);
+      for (const Strides* strides : operands) total += keeps_order ? 0 : abs_(strides->of[index]);
       int at = rank;
       if (size != 1) {
         for (; at > 0 && weight[at - 1] < total; --at) {
@@ -118,6 +121,24 @@ struct Lanes {
       }
       ++index;
     }
+    int slowest = rank > 0 ? rank - 1 : 0;
+    while (slowest > 0 && are_one(slowest - 1, operands)) --slowest;
+    for (int k = slowest; k < rank; ++k) run *= extent[k];
+    if (run < kShortRun) run = numel;
+    step = ceiling(ceiling(run, most(1, ceiling(run, kBlock))), 16) * 16;
+  }
+
+  // Where the block that begins at a lane ends: where a run does, at the latest.
+  int64_t end(int64_t begin) const {
+    return least(begin + step, run == numel ? numel : (begin / run + 1) * run);
+  }
+
+ private:
+  bool are_one(int slow, std::initializer_list<const Strides*> operands) const {
+    for (const Strides* strides : operands) {
+      if (strides->of[axis[slow]] != extent[slow + 1] * strides->of[axis[slow + 1]]) return false;
+    }
+    return true;
   }
 };
 
@@ -140,12 +161,8 @@ class Steps {
       }
     }
   }
-  FL_APART Seek seek(int64_t position) const {
-    int64_t row = position / extent_[last_];
-    const int64_t column = last_ == 0 ? position : position - row * extent_[last_];
-    int64_t offset = column * stride_[last_];
-    for (int d = last_; d-- > 0; row /= extent_[d]) offset += row % extent_[d] * stride_[d];
-    return {position, offset, column};
+  Seek seek(int64_t position) const {
+    return last_ == 0 ? Seek{position, position * stride_[0], position} : seek_among(position);
   }
   bool is_adjacent(const Seek& at, int64_t n) const {
     return stride_[last_] == 1 && (last_ == 0 || at.column + n <= extent_[last_]);
@@ -170,10 +187,31 @@ class Steps {
     return scratch;
   }
 
- protected:
+ private:
+  FL_APART Seek seek_among(int64_t position) const {
+    int64_t row = position / extent_[last_];
+    const int64_t column = position - row * extent_[last_];
+    int64_t offset = column * stride_[last_];
+    for (int d = last_; d-- > 0; row /= extent_[d]) offset += row % extent_[d] * stride_[d];
+    return {position, offset, column};
+  }
+
   int last_ = 0;
   int64_t extent_[kMaxRank] = {1}, stride_[kMaxRank] = {1};
 };
+
+// Calls run(stride), with a constant where loops over memory then vectorise.
+template <class Run>
+FL_INLINE void with_stride(int64_t stride, const Run& run) {
+  switch (stride) {
+    case 1: return run(std::integral_constant<int64_t, 1>());
+    case 2: return run(std::integral_constant<int64_t, 2>());
+    case 3: return run(std::integral_constant<int64_t, 3>());
+    case 4: return run(std::integral_constant<int64_t, 4>());
+    case -1: return run(std::integral_constant<int64_t, -1>());
+    default: return run(stride);
+  }
+}
 
 // A tensor as lanes read it.
 template <class T>
@@ -197,30 +235,16 @@ class View : public Steps {
     for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
       const T* from = source + offset;
       A* to = scratch + done;
-      if (stride == 1) {
-        FL_ELEMENTWISE
-        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
-      } else if (stride == -1) {
-        FL_ELEMENTWISE
-        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[-i]);
-      } else if (stride == 0) {
+      if (stride == 0) {
         const A value = widen(*from);
         for (int64_t i = 0; i < count; ++i) to[i] = value;
-      } else if (stride == 2) {
-        every<2>(from, count, to);
-      } else if (stride == 4) {
-        every<4>(from, count, to);
-      } else {
-        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * stride]);
+        return;
       }
+      with_stride(stride, [&](auto step) {
+        FL_ELEMENTWISE
+        for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i * step]);
+      });
     });
-  }
-
-  // Known strides vectorise.
-  template <int stride, class A>
-  static void every(const T* from, int64_t n, A* to) {
-    FL_ELEMENTWISE
-    for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i * stride]);
   }
 
   const T* data_;
@@ -396,12 +420,10 @@ class Output : public Steps {
     if (streams_ && is_adjacent(at, n)) return stream(values, n, data_ + base + at.offset);
     for_each_run(at, n, [&](int64_t done, int64_t count, int64_t offset, int64_t stride) {
       T* run = data_ + base + offset;
-      if (stride == 1) {
+      with_stride(stride, [&](auto step) {
         FL_ELEMENTWISE
-        for (int64_t i = 0; i < count; ++i) narrow(values[done + i], run[i]);
-      } else {
-        for (int64_t i = 0; i < count; ++i) narrow(values[done + i], run[i * stride]);
-      }
+        for (int64_t i = 0; i < count; ++i) narrow(values[done + i], run[i * step]);
+      });
     });
   }
   template <class A>

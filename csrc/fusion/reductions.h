@@ -131,19 +131,10 @@ struct ArgMax : ArgExtremum<A, true> {};
 template <class A>
 struct ArgMin : ArgExtremum<A, false> {};
 
-// The sums up to each element of a block, on top of what came before; gives the last of them. Those of a few
-// elements are taken first, so that the next few need not wait for all of these.
+// The sums up to each element of a block, on top of what came before; gives the last of them.
 template <class How, class A>
 FL_APART typename How::Result cumulate(const A* x, int64_t n, typename How::Result total, A* out) {
-  constexpr int64_t few = 8;
-  int64_t i = 0;
-  for (; i + few <= n; i += few) {
-    typename How::Result sums[few] = {x[i]};
-    for (int64_t j = 1; j < few; ++j) sums[j] = How::join(sums[j - 1], x[i + j]);
-    for (int64_t j = 0; j < few; ++j) out[i + j] = static_cast<A>(How::join(total, sums[j]));
-    total = How::join(total, sums[few - 1]);
-  }
-  for (; i < n; ++i) out[i] = static_cast<A>(total = How::join(total, x[i]));
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<A>(total = How::join(total, x[i]));
   return total;
 }
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .expressions import identifier
-from .ir import Buffer, Expression, Extern, Index, Program, Read, Size, Stage
+from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass
 from .schedule import Kernel, memory_order, schedule
 from .sizes import Shapes, evaluate
 
 SHORT_ROW = 32  # elements below which a row is too short for lanes of its own
-Forms = tuple[bool, ...]  # for each kernel, whether lanes run along rows rather than columns
+FEW_COLUMNS = 512  # points below which columns are too few to be shared out
+# For each kernel, whole or for each part that it is split into, whether lanes run along rows rather than columns.
+Forms = tuple[tuple[bool, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Source:
 
     def forms(self, shapes: Shapes) -> Forms:
         """What suits inputs of some shapes: few programs meet both forms of a kernel, and each takes long to build."""
-        return tuple(_is_in_rows(kernel, shapes) for run in self._runs.values() for kernel in run.kernels)
+        return tuple(_form(kernel, shapes) for run in self._runs.values() for kernel in run.kernels)
 
     def text(self, forms: Forms) -> str:
         rest = iter(forms)
@@ -164,9 +166,11 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     crossing = {
         read for k, kernel in enumerate(kernels) for s in kernel.stages for read in s.reads if home.get(read, k) != k
     }
+    split = [part for kernel in kernels for part in kernel.split]
+    crossing |= {read for part in split for stage in part.stages for read in stage.reads if read in home}
     inner = {
         stage.buffer.name
-        for kernel in kernels
+        for kernel in (*kernels, *split)
         for stage in kernel.stages
         if not kernel.is_local(stage) or len(stage.axes) > len(kernel.outer)
     }
@@ -176,12 +180,17 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     return Run(tuple(kernels), operands, results, memory)
 
 
-def _function(name: str, run: Run, forms: Sequence[bool], parameters: Sequence[str]) -> str:
+def _function(name: str, run: Run, forms: Sequence[tuple[bool, ...]], parameters: Sequence[str]) -> str:
     operands, memory, made = run.operands, run.memory, run.made
     stages = [stage for kernel in run.kernels for stage in kernel.stages]
+    chosen = [
+        part
+        for kernel, form in zip(run.kernels, forms)
+        for part in zip(kernel.split if len(form) > 1 else (kernel,), form)
+    ]
     passes = {
         f"{name}_pass_{k}": Pass(f"{name}_pass_{k}", kernel, memory, is_rows)
-        for k, (kernel, is_rows) in enumerate(zip(run.kernels, forms))
+        for k, (kernel, is_rows) in enumerate(chosen)
     }
     arguments = _arguments(operands, made, memory, parameters)
     unpacked = [*_unpacked(run, parameters), *_unread(stages, operands, memory)]
@@ -257,12 +266,21 @@ def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) ->
     return lines
 
 
+def _form(kernel: Kernel, shapes: Shapes) -> tuple[bool, ...]:
+    few = _points(kernel.outer, shapes) < FEW_COLUMNS
+    return tuple(_is_in_rows(part, shapes) for part in (kernel.split if kernel.split and few else (kernel,)))
+
+
 def _is_in_rows(kernel: Kernel, shapes: Shapes) -> bool:
     """Whether lanes run along the inner axes: of long rows, where those are what is adjacent in memory."""
     if not kernel.outer:
         return True
-    longest = max(math.prod(evaluate(axis.extent, shapes, {}) for axis in loop.inner) for loop in kernel.loops)
+    longest = max(_points(loop.inner, shapes) for loop in kernel.loops)
     return longest >= SHORT_ROW and memory_order(kernel.stages)[-1] not in kernel.outer
+
+
+def _points(axes: Iterable[Axis], shapes: Shapes) -> int:
+    return math.prod(evaluate(axis.extent, shapes, {}) for axis in axes)
 
 
 def indented(lines: Iterable[str]) -> Iterator[str]:

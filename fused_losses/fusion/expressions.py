@@ -51,7 +51,7 @@ _SHORT = frozenset(
         *("maximum", "minimum", "fmax", "fmin", "copysign"),
     )
 )
-_MIDDLING = frozenset(("exp", "expm1", "log", "log1p", "sigmoid", "tanh"))
+_MIDDLING = frozenset(("exp", "exp_nonpositive", "expm1", "log", "log1p", "sigmoid", "tanh"))
 _LONG = frozenset(  # so long that a block of lanes makes a call: inlined, they make builds long, and save little
     (
         *("exp2", "log2", "log10", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh"),

@@ -29,10 +29,11 @@ def hashed_once(kind: type[T]) -> type[T]:
     compute: Callable[[Any], int] = kind.__hash__
 
     def hash_of(self: Any) -> int:
-        own = vars(self)
-        if "_hash" not in own:
-            own["_hash"] = compute(self)
-        return own["_hash"]
+        try:
+            return self._hash
+        except AttributeError:
+            vars(self)["_hash"] = result = compute(self)
+            return result
 
     kind.__hash__ = hash_of  # type: ignore[assignment]
     return kind
@@ -96,6 +97,7 @@ class Expression:
             the axes but adds each value at its place.
         "cumulated": one argument and ``index`` (tuple of one Index, an axis): the sum of it over the points of the axis
             up to here. What a stage stores, and nothing else.
+        "exp_nonpositive": one argument that is at most 0, whose exponential it is.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,15 +73,20 @@ def around(x: Value, dims: Sequence[int]) -> tuple[list[int], list[int]]:
 
 @operator("index")
 def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
-    given = [(d, i) for d, i in enumerate(indices) if i is not None]
-    if any(i.dtype in (torch.bool, torch.uint8) for _, i in given):
+    given = {d: i for d, i in enumerate(indices) if i is not None}
+    if any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
         raise tracer.refusal(
             "a boolean mask as an index gives a result whose size depends on values; "
             "use torch.where(mask, x, 0) and divide by mask.sum()"
         )
-    dims = [d for d, _ in given]
+    return _indexed(x, {d: wrapped(as_whole(i), x.shape[d]) for d, i in given.items()})
+
+
+def _indexed(x: Value, indices: Mapping[int, Value]) -> Value:
+    """x at indices along some dimensions, which are checked."""
+    dims = list(indices)
     x = single(x, *dims)
-    shape, digits, chosen = broadcast([wrapped(as_whole(i), x.shape[d]) for d, i in given])
+    shape, digits, chosen = broadcast(list(indices.values()))
     before, after = around(x, dims)
     out_shape = [*(x.shape[d] for d in before), *shape, *(x.shape[d] for d in after)]
     out_digits = [*(x.digits[d] for d in before), *digits, *(x.digits[d] for d in after)]
@@ -101,9 +106,10 @@ def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
 def _index_select(tracer: Any, x: Value, dim: int, index: Value) -> Value:
     if not x.ndim or not index.ndim:
         return NotImplemented
-    return _index(tracer, x, [None] * dimension_of(x, dim) + [checked(index, x.shape[dim])])
+    dim = dimension_of(x, dim)
+    return _indexed(x, {dim: checked(as_whole(index), x.shape[dim])})
 
 
 @operator("embedding")
 def _embedding(tracer: Any, weight: Value, indices: Value, *options: Any) -> Value:
-    return _index(tracer, weight, [checked(indices, weight.shape[0])])
+    return _indexed(weight, {0: checked(as_whole(indices), weight.shape[0])})

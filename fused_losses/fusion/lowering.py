@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .ir import Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
+from .lone import lone_term
 from .values import ORIGIN, External, Input, Position, Positions, Reduction, Stored, Value, is_one, size_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ WORTH_MEMORY = 32  # operations for each element, above which it is written to m
 COSTLY = frozenset(
     [
         "exp",
+        "exp_nonpositive",
         "exp2",
         "expm1",
         "log",
@@ -128,6 +130,21 @@ class Lowering:
             element = value.element(self, positions)
             self._elements[key] = element
         return element
+
+    def lone_term(self, value: Reduction, positions: Positions) -> Expression | None:
+        """An element of a sum of which one term alone is not 0; it needs no buffer."""
+        if value.combine != "sum" or value in self.buffers or len(value.dimensions) != 1:
+            return None
+        (dimension,) = value.dimensions
+        extent, *more = value.operand.digits[dimension]
+        if more or is_one(extent):
+            return None
+        along = (Position.of({"term": 1}, 0),)
+        around, self._elements = self._elements, {}
+        term = value.operand.element(self, (*positions[:dimension], along, *positions[dimension:]))
+        self._elements = around
+        lone = lone_term(self, term, "term", size_of(extent))
+        return None if lone is None else self.cast(lone, value.dtype)
 
     # Buffers.
 

@@ -45,9 +45,8 @@ class Nest:
         if self.of.is_rows:
             inner = [*self.blocks, *self.body.lines(set())[0], *self.joins]
             if self.lanes:
-                numel = f"{self.space.name}.numel"
-                step = f"for (int64_t begin = 0; begin < {numel}; begin += kBlock) {{"
-                inner = [step, f"const int64_t n = least(kBlock, {numel} - begin);", *inner, "}"]
+                step = f"for (int64_t begin = 0, end; begin < {self.space.name}.numel; begin = end) {{"
+                inner = [step, f"end = {self.space.name}.end(begin);", "const int64_t n = end - begin;", *inner, "}"]
             return [*head, *self.before, *looped(self.outside, [*self.scalars, *inner]), *self.after]
         # What is the same along the loops around the lanes is computed before them.
         changing = {axis.name for axis in self.outside}

@@ -11,6 +11,7 @@ import torch
 from .ir import Combine, Expression
 from .lowering import Lowering
 from .piecewise import reduction
+from .signs import is_nonpositive
 from .values import (
     Computed,
     Extent,
@@ -116,7 +117,7 @@ def _logical(op: str, tracer: Any, a: Any, b: Any) -> Value:
 
 for _names, _handler in {
     "neg abs sign floor ceil round trunc bitwise_not": _unary,
-    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh acosh "
+    "exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan sinh cosh tanh asin acos atan asinh acosh "
     "atanh sigmoid erf erfc erfinv lgamma digamma": _unary_float,
     "mul maximum minimum fmax fmin fmod remainder bitwise_and bitwise_or bitwise_xor": _binary,
     "atan2 hypot copysign": _binary_float,
@@ -127,6 +128,11 @@ for _names, _handler in {
         OPERATORS[_name] = partial(_handler, _name)
 OPERATORS["sgn"] = OPERATORS["sign"]
 OPERATORS["special_erfinv"] = OPERATORS["erfinv"]
+
+
+@operator("exp")
+def _exp(tracer: Any, x: Value) -> Value:
+    return _unary_float("exp_nonpositive" if is_nonpositive(x) else "exp", tracer, x)
 
 
 @operator("add")

@@ -48,10 +48,10 @@ class Space:
         if not self.axes:
             return []
         extents = ", ".join(size_of(axis.extent) for axis in self.axes)
-        operands = "" if keeps_order else ", ".join(f"&{name}" for name in self._operands)
+        operands = ", ".join(f"&{name}" for name in self._operands)
         return [
             *(f"const Strides {name} = {text};" for text, name in self._strides.items()),
-            f"const Lanes {self.name}({{{extents}}}, {{{operands}}});",
+            f"const Lanes {self.name}({{{extents}}}, {{{operands}}}, {'true' if keeps_order else 'false'});",
             *(f"const {kind} {name}({arguments});" for (kind, arguments), name in self._views.items()),
         ]
 

@@ -81,7 +81,7 @@ def _scatter(tracer: Any, x: Value, dim: int, index: Value, source: Any, reduce:
 @operator("scatter_add")
 def _scatter_add(tracer: Any, x: Value, dim: int, index: Value, source: Value) -> Any:
     dim = dimension_of(x, dim)
-    if not index.ndim or not all(a == b for a, b in zip(source.shape, index.shape)):
+    if not x.ndim or not index.ndim or not all(a == b for a, b in zip(source.shape, index.shape)):
         return NotImplemented
     terms = index.shape[dim]
     if isinstance(terms, int) and terms <= MOST_TERMS:
@@ -106,12 +106,16 @@ def _index_put(
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if not accumulate or any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
         return NotImplemented
-    x = as_whole(x)
-    middle, _, chosen = broadcast([wrapped(i, x.shape[d]) for d, i in given.items()])
-    before, after = around(x, list(given))
+    return _put(tracer, as_whole(x), {d: wrapped(i, x.shape[d]) for d, i in given.items()}, values)
+
+
+def _put(tracer: Any, x: Value, indices: Mapping[int, Value], values: Value) -> Any:
+    """x with values added to x[indices], which are checked."""
+    middle, _, chosen = broadcast(list(indices.values()))
+    before, after = around(x, list(indices))
     shape = [*(x.shape[d] for d in before), *middle, *(x.shape[d] for d in after)]
     own = {d: k for k, d in enumerate(before)} | {d: k for k, d in enumerate(after, len(shape) - len(after))}
-    places = {d: with_ones(i, range(i.ndim, i.ndim + len(after))) for d, i in zip(given, chosen)}
+    places = {d: with_ones(i, range(i.ndim, i.ndim + len(after))) for d, i in zip(indices, chosen)}
     return _summed(tracer, x, expanded(values, shape), places, own)
 
 
@@ -121,7 +125,7 @@ def _index_add(tracer: Any, x: Value, dim: int, index: Value, source: Value, alp
         return NotImplemented
     dim = dimension_of(x, dim)
     source = source if alpha == 1 else mapped("mul", x.dtype, source, alpha)
-    return _index_put(tracer, x, [None] * dim + [checked(index, x.shape[dim])], source, True)
+    return _put(tracer, as_whole(x), {dim: checked(index, x.shape[dim])}, source)
 
 
 def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], own: Mapping[int, int]) -> Any:

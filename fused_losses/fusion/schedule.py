@@ -7,7 +7,7 @@ then its gradient), while the row is in cache. A stage whose outer axes are all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .ir import ONE, Axis, Expression, Extern, Index, Program, Size, Stage
@@ -32,6 +32,7 @@ class Kernel:
     outer: tuple[Axis, ...]
     batch: tuple[Axis, ...]
     loops: tuple[Loop, ...]
+    split: tuple[Kernel, ...] = ()  # what does the same where the outer axes have few points; see _split
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -52,21 +53,30 @@ class Kernel:
 
 def schedule(program: Program) -> list[Kernel | Extern]:
     """Kernels and externs, in an order in which each reads only what is there."""
-    groups: list[list[Stage] | Extern] = []
+    groups = _grouped(unified(program), _joins)
+    return [group if isinstance(group, Extern) else _split(_kernel(group), group) for group in groups]
+
+
+Group = list[Stage] | Extern
+
+
+def _grouped(steps: Sequence[Stage | Extern], joins: Callable[[Stage, Group], bool]) -> list[Group]:
+    """Steps by kernel; a stage is in the first that it joins."""
+    groups: list[Group] = []
     home: dict[str, int] = {}
     barrier = 0
-    for step in unified(program):
+    for step in steps:
         if isinstance(step, Extern):
             groups.append(step)
             barrier = len(groups)
             continue
         first = max([barrier, *(home[name] for name in step.reads if name in home)])
-        place = next((g for g in range(first, len(groups)) if _joins(step, groups[g])), len(groups))
+        place = next((g for g in range(first, len(groups)) if joins(step, groups[g])), len(groups))
         if place == len(groups):
             groups.append([])
         groups[place].append(step)  # type: ignore[union-attr]
         home[step.buffer.name] = place
-    return [group if isinstance(group, Extern) else _kernel(group) for group in groups]
+    return groups
 
 
 def plain_axis(index: Index | Expression) -> str | None:
@@ -128,9 +138,16 @@ def _common_names(
     for buffer, dimension, axis in plain:
         offer(axes[axis], along[buffer][dimension])
     for axis in axes.values():
-        offer(axis, axis.name)
-        for name in [*extents, f"i{len(extents)}", f"j{len(extents)}"]:
-            offer(axis, name)
+        # Not what another dimension of the same buffer has: lanes would run across memory.
+        across = {
+            name
+            for buffer, dimension, read_along in plain
+            if read_along == axis.name
+            for other, name in enumerate(along[buffer])
+            if other != dimension
+        }
+        for name in [axis.name, *extents, f"i{len(extents)}", f"j{len(extents)}"]:
+            offer(axis, name if name not in across else None)
     for buffer, dimension, axis in plain:
         along[buffer][dimension] = along[buffer][dimension] or names[axis]
     return names
@@ -159,14 +176,15 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
     return replace(stage, axes=rename(stage.axes), reduced=rename(stage.reduced), expression=expression)
 
 
-def _joins(stage: Stage, group: list[Stage] | Extern) -> bool:
+def _joins(stage: Stage, group: Group) -> bool:
     """Whether a stage may run in a kernel, and gains from it: it reads the kernel's results or shares its loops."""
     if isinstance(group, Extern) or (axes := _outer([*group, stage])) is None:
         return False
-    if reads_itself(group) and axes[0] != (_outer(group) or axes)[0]:
+    is_cut_alike = axes[0] == (_outer(group) or axes)[0]
+    if reads_itself(group) and not is_cut_alike:
         return False  # fewer rows would run in parallel, and no longer stay in cache
     mine = set(stage.domain)
-    shares = any(set(other.domain) == mine for other in group) or mine == set(axes[0])
+    shares = any(set(other.domain) == mine for other in group) or (is_cut_alike and mine == set(axes[0]))
     return shares or not stage.reads.isdisjoint(other.buffer.name for other in group)
 
 
@@ -228,23 +246,37 @@ def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[S
     """Fewer outer axes, where tensors that lack some of them are then read once rather than for every element.
 
     What lacks axes between its own fastest and slowest (a number for each pixel of many classes) sets the outer axes;
-    otherwise they are as many of the slowest as leave every tensor either whole or constant along the others.
+    otherwise they are as many of the slowest as leave every tensor either whole or constant along the others. Positions
+    along some of the axes are such tensors: what is next to an element is looked for along whole rows.
     """
     if list(outer) != list(order):
         return outer
     cut = 0
-    for stage in stages:
-        for load in stage.loads:
-            names = {name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms}
-            has = [axis.name in names for axis in outer]
-            if all(has) or not any(has):
-                continue
-            first, last = has.index(True), len(has) - has[::-1].index(True)
-            if last == len(has) and not all(has[first:]):
-                middle = tuple(axis for axis, is_there in zip(outer, has) if is_there)
-                return _settled(middle, stages) or outer
-            cut = max(cut, last if last < len(has) else first)
+    for names in _places(stages):
+        has = [axis.name in names for axis in outer]
+        if all(has) or not any(has):
+            continue
+        first, last = has.index(True), len(has) - has[::-1].index(True)
+        if last == len(has) and not all(has[first:]):
+            middle = tuple(axis for axis, is_there in zip(outer, has) if is_there)
+            return _settled(middle, stages) or outer
+        cut = max(cut, last if last < len(has) else first)
     return (_settled(outer[:cut], stages) or outer) if cut else outer
+
+
+def _places(stages: Sequence[Stage]) -> Iterator[set[str]]:
+    """The names of the axes that each load looks along, each position, and each index that may lie outside."""
+    for stage in stages:
+        for node in stage.expression.nodes:
+            if node.op == "index":
+                yield _names((node["value"],))
+            elif node.op == "load":
+                yield _names(node["index"])
+                yield from (_names((index,)) for index in node["index"] if node["guarded"])
+
+
+def _names(indices: Sequence[Index | Expression]) -> set[str]:
+    return {name for index in indices if isinstance(index, Index) for name, _ in index.terms}
 
 
 def memory_order(stages: Sequence[Stage]) -> list[Axis]:
@@ -283,6 +315,24 @@ def _kernel(stages: Sequence[Stage]) -> Kernel:
         loops[place] = replace(loops[place], stages=(*loops[place].stages, stage))
         home[stage.buffer.name] = place
     return Kernel(outer, batch, tuple(loops))
+
+
+def _split(kernel: Kernel, stages: Sequence[Stage]) -> Kernel:
+    """A kernel, and what does the same without a kernel that reads its own results.
+
+    A kernel over fast axes that reads what it reduces along slower ones has lanes along the fast ones alone, which are
+    too few where those are short: a statistic of each of three channels, say.
+    """
+    order = memory_order(stages)
+    runs_across = bool(kernel.outer) and kernel.outer[-1] == order[-1] and order[0] not in kernel.outer
+    if not runs_across or not reads_itself(stages):
+        return kernel
+
+    def joins(stage: Stage, group: Group) -> bool:
+        return not isinstance(group, Extern) and _joins(stage, group) and not reads_itself([*group, stage])
+
+    groups = _grouped(stages, joins)
+    return replace(kernel, split=tuple(_kernel(group) for group in groups if not isinstance(group, Extern)))
 
 
 def _along(stage: Stage, inner: tuple[Axis, ...]) -> tuple[Axis, ...]:

@@ -140,6 +140,10 @@ def _added(a: Polynomial, b: Polynomial) -> Polynomial:
     return {monomial: coefficient for monomial, coefficient in result.items() if coefficient}
 
 
+def _subtracted(a: Polynomial, b: Polynomial) -> Polynomial:
+    return {} if a == b else _added(a, {monomial: -coefficient for monomial, coefficient in b.items()})
+
+
 def _multiplied(a: Polynomial, b: Polynomial) -> Polynomial:
     result: Polynomial = {}
     for left, c in a.items():
@@ -267,7 +271,9 @@ class Number:
         return self.mul(self.wrap_int(-1)) if self.is_int() else self._number("neg")
 
     def sub(self, other: Number) -> Number:
-        return self.add(other.neg()) if self.is_int() and other.is_int() else self._number("sub", other)
+        if isinstance(self.formula, dict) and isinstance(other.formula, dict):
+            return self._integer(_subtracted(self.formula, other.formula), self.hint - other.hint)
+        return self._number("sub", other)
 
     def int_floordiv(self, other: Number) -> Number:
         exact = _divided(self.formula, other.formula)  # type: ignore[arg-type]
@@ -339,7 +345,7 @@ class Number:
     def _compared(self, comparison: str, other: Number) -> Number:
         outcome = COMPARISONS[comparison](self.hint, other.hint)
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
-            difference = _added(self.formula, _multiplied(other.formula, {(): -1}))
+            difference = _subtracted(self.formula, other.formula)
             constant = difference.pop((), 0)  # kept apart: one near the largest integer means "no bound"
             low, high = (bound + constant for bound in self.assumptions.bounds(difference))
             decided = low > 0 or high < 0 or low == high == 0
@@ -408,6 +414,12 @@ class Number:
         number = self.sym_float()
         number.eq(number.wrap_float(number.hint)).guard_bool()
         return number.hint
+
+    def settle_emptiness(self) -> None:
+        """A trace serves tensors with elements or without, as what reduces the latter may raise."""
+        (monomial, *others) = self.formula or [()]  # type: ignore[misc]
+        if others or any(self.assumptions.least[index] < 1 for index in monomial):
+            self.eq(self.wrap_int(0)).guard_bool()
 
     # Strides mean nothing to a trace, in which every tensor is its values: the call's own answer needs no guard.
 

@@ -85,6 +85,9 @@ class Traced(Tensor):
 
     @staticmethod
     def of(value: Value, device: torch.device, requires_grad: bool = False) -> Traced:
+        for extent in value.shape:
+            if isinstance(extent, torch.SymInt):
+                extent.node.settle_emptiness()
         tensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             Traced,
             value.shape,

@@ -208,15 +208,11 @@ class Value:
     """A tensor of a trace: shape, dtype, the digits of every dimension, and an expression for each element."""
 
     def __init__(self, shape: Sequence[Extent], dtype: torch.dtype, digits: Sequence[Digits] | None = None):
-        self.shape, self.dtype = tuple(shape), dtype
+        self.shape, self.ndim, self.dtype = tuple(shape), len(shape), dtype
         self.digits = tuple(digits) if digits is not None else tuple((extent,) for extent in shape)
 
     def element(self, lowering: Lowering, positions: Positions) -> Expression:
         raise NotImplementedError
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
 
 
 class Scalar(Value):
@@ -352,7 +348,8 @@ class Reduction(Value):
             place = positions[dim][0].constant
             if place is not None and 0 <= place < self.shape[dim]:
                 return lowering.element(self._part(dim, place), positions[:dim] + positions[dim + 1 :])
-        return lowering.load_stored(self, positions)
+        lone = lowering.lone_term(self, positions)
+        return lowering.load_stored(self, positions) if lone is None else lone
 
     def around(self, positions: Positions, reduced: Position) -> Positions:
         """Positions along the operand, of which every one that is reduced is the same."""
@@ -443,11 +440,11 @@ def as_whole(value: Value) -> Value:
 
 def restricted(lowering: Lowering, positions: Positions, of: Value, operand: Value) -> Positions:
     """The positions of a broadcast result as positions of an operand."""
-    result = []
-    for d in range(operand.ndim):
-        out = of.ndim - operand.ndim + d
-        if is_one(operand.shape[d]):
-            result.append((ORIGIN,) * len(operand.digits[d]))
-        else:
-            result.append(regrouped(lowering, positions[out], of.digits[out], operand.digits[d]))
-    return tuple(result)
+    missing = of.ndim - operand.ndim
+    dimensions = zip(positions[missing:], of.digits[missing:], operand.digits, operand.shape)
+    return tuple(
+        [
+            (ORIGIN,) * len(wanted) if is_one(size) else regrouped(lowering, at, digits, wanted)
+            for at, digits, wanted, size in dimensions
+        ]
+    )

@@ -13,6 +13,7 @@ FUNCTIONS = {
     "lt le gt ge eq ne logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where",
 }
 TABLE = {name: getattr(torch, name) for names in FUNCTIONS for name in names.split()}
+TABLE["exp_nonpositive"] = torch.exp
 SIZES = {
     "add": operator.add,
     "sub": operator.sub,

@@ -323,6 +323,15 @@ def test_errors_of_the_loss_itself():
         fuse(3)
 
 
+def test_tensors_that_lose_all_elements_are_traced_apart():
+    @fuse(strict=True)
+    def counted(x):
+        return x.sum() + torch.ones(x.size(0) - 2).sum()
+
+    assert [counted(torch.ones(n)).item() for n in (5, 4, 2)] == [8, 6, 2]
+    assert built(counted) == 2
+
+
 def test_modes_in_which_the_plain_loss_runs():
     x, t = pair(5, 7)
     loss = fuse(Focal())

@@ -138,6 +138,27 @@ def test_lanes_outside_are_zero(shifted, rows, columns, layout):
         assert torch.equal(out, expected)
 
 
+DIAGONALS = ((1, 2), (2, 1), (2, 3), (4, 6))  # divisors
+
+
+def test_diagonals_of_every_few_elements():
+    """out[j] = x[j / one divisor, (j + 1) / the other], 0 outside and between"""
+    x = Buffer("x", (size("x", 0), size("x", 1)), torch.float32)
+    stages = tuple(
+        Stage(
+            Buffer(f"out{a}{b}", (size("x", 1),), torch.float32),
+            (Axis("j", size("x", 1)),),
+            load("x", Index((("j", 1),), divisor=a), Index((("j", 1),), Size("const", 1), b), guarded=True),
+        )
+        for a, b in DIAGONALS
+    )
+    kernels = compile_program(Program((x,), (), stages, tuple(s.buffer.name for s in stages)), torch.device("cpu"))
+    x = torch.arange(1.0, 1.0 + 30 * 41).view(30, 41)
+    for out, (a, b) in zip(kernels([x]), DIAGONALS):
+        inside = [j % a == 0 and (j + 1) % b == 0 and j // a < 30 and (j + 1) // b < 41 for j in range(41)]
+        assert out.tolist() == [x[j // a, (j + 1) // b].item() if inside[j] else 0 for j in range(41)]
+
+
 def test_a_position_that_is_divided():
     """out[i] = (i - 2) / 6 where that is whole and not negative, as lanes and as a single number"""
     n = size("x", 0)

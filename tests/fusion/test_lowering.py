@@ -189,6 +189,65 @@ def test_only_small_results_are_saved():
     assert programs.saved and all(len(sizes[name]) <= 1 for name in programs.saved)
 
 
+def sums(program):
+    return [step for step in program.steps if step.combine == "sum"]
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ignored"])
+def test_the_gradient_of_a_lookup_adds_nothing_up(name):
+    loss, *tensors = CASES[name]
+    assert not sums(check(loss, *tensors).backward)
+
+
+def hot(t, size):
+    return t[:, None] == torch.arange(size)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, t: (torch.where(hot(t - 3, x.size(1)), x[:, :1], 0.0).sum(1) * x[:, 1]).sum(),  # places outside
+        lambda x, t: (torch.where(hot(t, x.size(1)), x[:, :1], x[:, 1:2]).sum(1) * x[:, 2]).sum(),  # no zeros
+        lambda x, t: (torch.where(F.one_hot(t, x.size(1)) == 1, x, 0.0).sum(1) * x[:, 1]).sum(),  # other terms
+        lambda x, t: torch.where(torch.arange(7).gather(0, torch.arange(7)) == torch.arange(7), x[:, :1], 0.0).sum(),
+    ],
+)
+def test_other_sums_are_added_up(loss):
+    check(loss, PAIR[0], LABELS)
+
+
+def exponentials(loss, *tensors):
+    steps = [*(programs := check(loss, *tensors)).forward.steps, *programs.backward.steps]
+    return {node.op for step in steps for node in step.expression.nodes if node.op.startswith("exp")}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.cross_entropy,
+        lambda x, t: (x.softmax(1) * x.log_softmax(1)).sum(1).mean(),
+        lambda x, t: (x.softmax(0) * t[:, None]).square().sum(),
+    ],
+)
+def test_a_softmax_takes_exponentials_of_what_is_at_most_0(loss):
+    assert exponentials(loss, PAIR[0], LABELS) == {"exp_nonpositive"}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: (x - x.amin(1, keepdim=True)).exp().sum(),
+        lambda x: (x - x.amax(1)).exp().sum(),  # along another dimension
+        lambda x: (x - x.amax(1).unsqueeze(0)).exp().sum(),
+        lambda x: (x - x.amax(1, keepdim=True).transpose(0, 1)).exp().sum(),
+        lambda x: (x * 2 - x.amax(1, keepdim=True)).exp().sum(),
+        lambda x: (x - x.amax(1, keepdim=True) - x.exp().sum(1, keepdim=True).log()).exp().sum(),
+    ],
+)
+def test_other_exponentials_are_of_any_number(loss):
+    assert "exp" in exponentials(loss, torch.randn(5, 5))
+
+
 def test_what_is_computed_at_many_places_is_kept_in_memory():
     def blurred(x):
         hot = torch.tanh(x * 2).exp().sigmoid()

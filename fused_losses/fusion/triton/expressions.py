@@ -38,6 +38,7 @@ _LIBDEVICE = {
     **{name: name for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan")},
     **{name: name for name in ("sinh", "cosh", "tanh", "asin", "acos", "atan", "asinh", "acosh", "atanh")},
     **{name: name for name in ("erf", "erfc", "erfinv", "lgamma", "rsqrt", "trunc", "atan2", "hypot", "copysign")},
+    "exp_nonpositive": "exp",
     "pow": "pow",
     "div": "div_rn",
     "sqrt": "sqrt_rn",

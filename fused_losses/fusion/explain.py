@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .built import Built
 from .cpp import text_of as cpp_text
 from .ir import Expression, Extern, Program, Size, Stage
 from .programs import Programs, Refusal
@@ -57,14 +58,19 @@ def explained(programs: Programs) -> Explanation:
     last = _last(programs)
     if isinstance(last, Refusal):
         return Explanation(last.reason, (), f"runs as plain torch: {last.reason}")
-    lowered, language, device = last.lowered, last.forward.language, str(last.device)
-    shapes = _shapes(programs, last)
-    saved = {name: bytes_of(lowered.forward.buffers[name], shapes) for name in lowered.saved}
-    forward, lines = _work(lowered.forward, lowered.saved, shapes)
+    shapes, (first, *rest) = _shapes(programs, last), _ran(programs, last)
+    language, device = first.compiled.language, str(last.device)
+    kept = first.program.outputs[len(last.shapes) :]
+    saved = {name: bytes_of(first.program.buffers[name], shapes) for name in kept}
+    makes_gradients = first.program is last.at_once
+    forward, lines = _work(first.program, () if makes_gradients else kept, shapes)
     text = [f"{language} on {device}", f"forward: {_moves(forward)}", *lines]
     backward = None
-    if lowered.backward is not None:
-        backward, lines = _work(lowered.backward, lowered.saved, shapes)
+    if makes_gradients:
+        backward = Work((), 0)
+        text += [f"saved: gradients {_buffers(saved)}", "backward: hands them on, multiplied where its own is not 1"]
+    for built in rest:
+        backward, lines = _work(built.program, kept, shapes)
         text += [f"saved, besides the inputs: {_buffers(saved)}", f"backward: {_moves(backward)}", *lines]
     steps = [*forward.steps, *(backward.steps if backward is not None else ())]
     externs = tuple(dict.fromkeys(step.operator for step in steps if step.operator is not None and step.moved))
@@ -88,18 +94,24 @@ def source_of(programs: Programs, language: str) -> str:
         raise ValueError(f"source is generated in {' and '.join(TEXTS)}, got {language!r}")
     if isinstance(last, Refusal):
         raise RuntimeError(f"there is no source, as the plain loss runs: {last.reason}")
-    both, shapes = (last.lowered.forward, last.lowered.backward), _shapes(programs, last)
-    return "\n".join(TEXTS[language](program, shapes) for program in both if program is not None)
+    shapes = _shapes(programs, last)
+    return "\n".join(TEXTS[language](built.program, shapes) for built in _ran(programs, last))
+
+
+def _ran(programs: Programs, last: Served) -> list[Built]:
+    """What the last call ran, and its backward would."""
+    count = len(last.names)
+    return last.built(any(programs.last_key[-2 * count : -count]))
 
 
 def _shapes(programs: Programs, last: Served) -> Shapes:
     """Of the inputs of the last call."""
     given = [shape for _, shape in programs.last_key[-len(last.names) :]]
-    names = [buffer.name for buffer in last.lowered.forward.inputs]
+    names = [buffer.name for buffer in _ran(programs, last)[0].program.inputs]
     return dict(zip(names, [*given, *(constant.shape for constant in last.constants)]))
 
 
-def _work(program: Program, saved: tuple[str, ...], shapes: Shapes) -> tuple[Work, list[str]]:
+def _work(program: Program, saved: Sequence[str], shapes: Shapes) -> tuple[Work, list[str]]:
     """What a program moves, and its steps in words."""
     lines, moved = [], []
     for step, moves in traffic(program, shapes):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ir import Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
+from .ir import WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
 from .values import ORIGIN, External, Input, Position, Positions, Reduction, Stored, Value, is_one, size_of
 
@@ -56,11 +56,15 @@ def cost(expression: Expression) -> int:
 
 
 class Lowering:
-    """Builds one program. ``given`` are inputs and what an earlier program has saved, with their buffers."""
+    """Builds one program.
 
-    def __init__(self, given: Mapping[Any, Buffer], prefix: str):
+    ``given`` are inputs and what an earlier program has saved, with their buffers; ``ones`` are values that are 1.
+    """
+
+    def __init__(self, given: Mapping[Any, Buffer], prefix: str, ones: Collection[Value] = ()):
         self.prefix = prefix  # of the names of new buffers
         self.buffers: dict[Value, Buffer] = dict(given)
+        self.ones = ones
         self.steps: list[Stage | Extern] = []
         self.used: dict[str, None] = {}  # buffers that are read
         self.parameters: dict[str, None] = {}
@@ -127,9 +131,13 @@ class Lowering:
         key = (value, positions)
         element = self._elements.get(key)
         if element is None:
-            element = value.element(self, positions)
+            element = self._own(value, positions)
             self._elements[key] = element
         return element
+
+    def _own(self, value: Value, positions: Positions) -> Expression:
+        """An element as the value itself gives it, wherever it may be stored."""
+        return self.number(1, value.dtype) if value in self.ones else value.element(self, positions)
 
     def lone_term(self, value: Reduction, positions: Positions) -> Expression | None:
         """An element of a sum of which one term alone is not 0; it needs no buffer."""
@@ -141,7 +149,7 @@ class Lowering:
             return None
         along = (Position.of({"term": 1}, 0),)
         around, self._elements = self._elements, {}
-        term = value.operand.element(self, (*positions[:dimension], along, *positions[dimension:]))
+        term = self._own(value.operand, (*positions[:dimension], along, *positions[dimension:]))
         self._elements = around
         lone = lone_term(self, term, "term", size_of(extent))
         return None if lone is None else self.cast(lone, value.dtype)
@@ -200,7 +208,7 @@ class Lowering:
         around = self._elements
         while True:
             self._elements = {}
-            expression = operand.element(self, positions)
+            expression = self._own(operand, positions)
             repeated = self._most_repeated()
             if repeated is None:
                 self._elements = around
@@ -275,17 +283,15 @@ class Lowered:
     forward: Program  # inputs → outputs, then what is saved
     backward: Program | None  # inputs, saved, gradients of outputs → gradients of inputs
     saved: tuple[str, ...]
-    shapes: tuple[tuple[Size, ...], ...]  # of the outputs
-    gradient_shapes: tuple[tuple[Size, ...] | None, ...]  # of the gradients; None where there is no influence
 
 
 def lower(trace: Trace) -> Lowered:
     """The programs of a trace; a forward that saves nothing is the same without a backward."""
-    inputs = {value: _buffer(value) for value in (*trace.inputs, *trace.constants)}
+    inputs = _inputs(trace)
     forward = Lowering(inputs, "f")
     outputs = [forward.buffer(value) for value in trace.outputs]
     if not any(cotangent is not None for cotangent in trace.cotangents):
-        return Lowered(_program(forward, inputs.values(), outputs), None, (), _shapes(trace.outputs), ())
+        return Lowered(_program(forward, inputs.values(), outputs), None, ())
     cotangents = {value: _buffer(value) for value in trace.cotangents if value is not None}
     saved = {value: buffer for value, buffer in forward.buffers.items() if _is_kept(value)}
     backward = Lowering({**inputs, **saved, **cotangents}, "g")
@@ -296,9 +302,27 @@ def lower(trace: Trace) -> Lowered:
         _program(forward, inputs.values(), [*outputs, *kept]),
         _program(backward, [*inputs.values(), *kept, *cotangents.values()], gradients),
         tuple(buffer.name for buffer in kept),
-        _shapes(trace.outputs),
-        _shapes(trace.gradients),
     )
+
+
+def lower_at_once(trace: Trace) -> Program | None:
+    """Inputs → outputs, then gradients of inputs for a loss whose own gradient is 1, of which others are multiples.
+
+    Not where gradients are of low precision: rounded before they are multiplied, small ones would be lost.
+    """
+    learnt = [value for value in trace.cotangents if value is not None]
+    gradients = [value for value in trace.gradients if value is not None]
+    if len(learnt) != 1 or not all(map(is_one, learnt[0].shape)):
+        return None
+    if not gradients or any(value.dtype in WIDE for value in (*learnt, *gradients)):
+        return None
+    inputs = _inputs(trace)
+    lowering = Lowering(inputs, "f", learnt)
+    return _program(lowering, inputs.values(), [lowering.buffer(value) for value in (*trace.outputs, *gradients)])
+
+
+def _inputs(trace: Trace) -> dict[Value, Buffer]:
+    return {value: _buffer(value) for value in (*trace.inputs, *trace.constants)}
 
 
 def _is_kept(value: Value) -> bool:
@@ -312,8 +336,8 @@ def _buffer(value: Input) -> Buffer:
     return Buffer(value.name, tuple(size_of(extent) for extent in value.shape), value.dtype)
 
 
-def _shapes(values: Iterable[Value | None]) -> tuple[Any, ...]:
-    return tuple(None if v is None else tuple(size_of(extent) for extent in v.shape) for v in values)
+def shapes_of(values: Iterable[Value]) -> list[tuple[Size, ...]]:
+    return [tuple(size_of(extent) for extent in value.shape) for value in values]
 
 
 def _program(lowering: Lowering, inputs: Iterable[Buffer], outputs: Sequence[Buffer]) -> Program:

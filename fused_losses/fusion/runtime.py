@@ -51,6 +51,11 @@ class Compiled:
         return [tensors[name] for name in self._outputs]
 
 
+def reads_numbers(device: torch.device) -> bool:
+    """Whether the number in a tensor is there to be looked at, without waiting for a GPU."""
+    return device.type == "cpu"
+
+
 def compile_program(program: Program, device: torch.device) -> Compiled:
     """Kernels of a program for tensors on a device: C++ on the CPU, Triton on GPUs.
 

@@ -1,9 +1,11 @@
-"""Built programs for the calls of one pattern, and the autograd function that runs them."""
+"""Built programs for the calls of one pattern, and the autograd functions that run them."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +16,11 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from . import runtime
+from .built import Built
 from .calls import Call, filled
-from .ir import Expression, Extern, Program, Size
-from .lowering import Lowered, lower
-from .sizes import Assumptions, Guard, evaluate
+from .ir import Expression
+from .lowering import Lowered, lower, lower_at_once, shapes_of
+from .sizes import Assumptions, Guard, Shapes
 from .tracing import Traced, trace
 
 
@@ -38,7 +41,6 @@ class Served:
         )
         self.guards = assumptions.guards
         self.number_guards = [guard for guard in self.guards if _reads_numbers(guard)]
-        self.lowered: Lowered = lower(traced)
         self.structure = traced.structure
         self.constants = list(traced.constants.values())
         self.differentiable = [cotangent is not None for cotangent in traced.cotangents]
@@ -46,41 +48,50 @@ class Served:
         # Which result of backward is the gradient of each tensor.
         self.places = [next(count) if need and next(influences) is not None else None for need in self.requires_grad]
         self.names = [value.name for value in traced.inputs]
-        self._build()
+        self.shapes = shapes_of(traced.outputs)
+        self.gradient_shapes = shapes_of(value for value in traced.gradients if value is not None)
+        outputs = len(self.shapes)
+        self.single = outputs == 1 and isinstance(tree_unflatten([0], self.structure), int)
+        self.at_once = lower_at_once(traced) if runtime.reads_numbers(self.device) else None
+        self._trace = traced if self.at_once is None else traced.without_gradients()
 
-    def _build(self) -> None:
-        lowered = self.lowered
-        programs = [program for program in (lowered.forward, lowered.backward) if program is not None]
-        self.compiled = [runtime.compile_program(program, self.device) for program in programs]
-        self.forward, self.backward = self.compiled[0], self.compiled[1] if len(self.compiled) > 1 else None
-        self.forward_numbers = _indices(lowered.forward)
-        self.backward_numbers = _indices(lowered.backward)
-        inputs = {buffer.name for buffer in lowered.forward.inputs}
-        outputs = lowered.forward.outputs
-        count = len(self.differentiable)
-        # Outputs that are something else too must be the caller's alone.
-        self.shared = [
-            k
-            for k, name in enumerate(outputs[:count])
-            if name in inputs or name in outputs[:k] or name in lowered.saved
-        ]
-        ranks = [len(shape) for shape in lowered.shapes]
-        self.reshaped = _reshaped(lowered.forward, lowered.shapes)
-        self.single = count == 1 and isinstance(tree_unflatten([0] * count, self.structure), int) and bool(ranks)
-        if lowered.backward is not None:
-            shapes = [shape for shape in lowered.gradient_shapes if shape is not None]
-            self.gradients_reshaped = _reshaped(lowered.backward, shapes)
-        self.has_externs = any(isinstance(step, Extern) for program in programs for step in program.steps)
+    # A call needs few of these, and the others may never be: they are made when they are asked for.
+
+    @functools.cached_property
+    def lowered(self) -> Lowered:
+        """The programs of calls whose gradients are not made at once."""
+        return lower(self._trace)
+
+    @functools.cached_property
+    def whole(self) -> Built:
+        """The outputs, and the gradients for a loss whose own is 1."""
+        assert self.at_once is not None
+        return Built(self.at_once, self.device, [*self.shapes, *self.gradient_shapes])
+
+    @functools.cached_property
+    def forward(self) -> Built:
+        return Built(self.lowered.forward, self.device, self.shapes)
+
+    @functools.cached_property
+    def backward(self) -> Built:
+        assert self.lowered.backward is not None
+        return Built(self.lowered.backward, self.device, self.gradient_shapes)
+
+    def built(self, grad: bool) -> list[Built]:
+        """What a call runs, with gradients or without."""
+        if grad and self.at_once is not None:
+            return [self.whole]
+        return [self.forward, self.backward] if grad and self.lowered.backward is not None else [self.forward]
 
     def prepare(self, call: Call) -> None:
-        """Builds what its kernels lack for the shapes of a call, forward and backward side by side.
+        """Builds what its kernels lack for a call, forward and backward side by side.
 
         Raises:
             BuildError: if it cannot be built here.
         """
         shapes = self._shapes(call.tensors)
-        libraries = [compiled.libraries for compiled in self.compiled if compiled.libraries is not None]
-        lacking = [each for each in libraries if each.lack(shapes)]
+        libraries = [built.compiled.libraries for built in self.built(any(call.requires_grad))]
+        lacking = [each for each in libraries if each is not None and each.lack(shapes)]
         if lacking:
             with ThreadPoolExecutor(len(lacking)) as pool:
                 list(pool.map(lambda each: each.of(shapes), lacking))
@@ -99,7 +110,7 @@ class Served:
         parameters = self._parameters(numbers)
         return all(guard.holds({}, parameters) for guard in self.number_guards)
 
-    def _shapes(self, tensors: Sequence[Tensor]) -> Mapping[str, Sequence[int]]:
+    def _shapes(self, tensors: Sequence[Tensor]) -> Shapes:
         return {name: tensor.shape for name, tensor in zip(self.names, tensors)}
 
     def _parameters(self, numbers: Sequence[float]) -> dict[str, float]:
@@ -122,50 +133,30 @@ class Served:
 
     def run(self, tensors: Sequence[Tensor], numbers: Sequence[float], grad: bool) -> Any:
         """The loss, differentiable where a tensor requires it."""
-        if grad and self.backward is not None:
-            outputs = _apply(self, numbers, *tensors)
+        if grad and self.at_once is not None:
+            outputs = _whole(self, numbers, *tensors)
+        elif grad and self.lowered.backward is not None:
+            outputs = _in_turn(self, numbers, *tensors)
         else:
-            outputs = self.values(tensors, numbers)[0]
+            outputs = self.values(self.forward, tensors, numbers)[0]
         if self.single:
             return outputs[0]
         return tree_unflatten(list(outputs), self.structure)
 
-    def values(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        """The outputs, and what is saved."""
-        results = self._called(self.forward, [*tensors, *self.constants], numbers, self.forward_numbers)
-        for k in self.shared:
-            results[k] = results[k].clone()
-        self._reshape(results, self.reshaped, tensors)
-        count = len(self.differentiable)
+    def values(
+        self, built: Built, tensors: Sequence[Tensor], numbers: Sequence[float]
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """The outputs, and what else a program results in."""
+        results, count = built([*tensors, *self.constants], numbers), len(self.shapes)
         return tuple(results[:count]), results[count:]
 
-    def gradients(
-        self,
-        tensors: Sequence[Tensor],
-        numbers: Sequence[float],
-        saved: Sequence[Tensor],
-        grad_outputs: Sequence[Tensor],
-    ) -> list[Tensor | None]:
-        """The gradient of each tensor that requires one."""
-        learnt = [grad for grad, does in zip(grad_outputs, self.differentiable) if does]
-        inputs = [*tensors, *self.constants, *saved, *learnt]
-        results = self._called(self.backward, inputs, numbers, self.backward_numbers)
-        self._reshape(results, self.gradients_reshaped, tensors)
-        return [None if place is None else results[place] for place in self.places]
+    def placed(self, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+        """For each tensor its gradient."""
+        return [None if place is None else gradients[place] for place in self.places]
 
-    def _called(self, compiled: Any, inputs: Sequence[Tensor], numbers: Sequence[float], wanted: Sequence[int]) -> Any:
-        parameters = [numbers[k] for k in wanted]
-        if not self.has_externs or not torch.is_autocast_enabled(self.device.type):
-            return compiled(inputs, parameters)
-        with torch.autocast(self.device.type, enabled=False):  # its casts are in the programs
-            return compiled(inputs, parameters)
-
-    def _reshape(
-        self, results: list[Tensor], reshaped: Mapping[int, Sequence[Size]], tensors: Sequence[Tensor]
-    ) -> None:
-        for k, shape in reshaped.items():
-            shapes = self._shapes(tensors)
-            results[k] = results[k].view([evaluate(size, shapes, {}) for size in shape])
+    def of_outputs(self, grad_outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of those outputs that have one."""
+        return [grad for grad, does in zip(grad_outputs, self.differentiable) if does]
 
     def plain_gradients(
         self, tensors: Sequence[Tensor], numbers: Sequence[float], grad_outputs: Sequence[Tensor], create_graph: bool
@@ -186,39 +177,66 @@ class Served:
         return [next(rest) if need else None for need in self.requires_grad]
 
 
-class FusedFunction(torch.autograd.Function):
+class Whole(torch.autograd.Function):
+    """Makes the gradients with the loss: while the inputs are at hand, they cost one more write."""
+
+    @staticmethod
+    def forward(ctx: Any, served: Served, numbers: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs, ctx.gradients = served.values(served.whole, tensors, numbers)
+        return _begun(ctx, served, numbers, tensors, outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        served, tensors = ctx.served, ctx.saved_tensors
+        (grad,) = served.of_outputs(grad_outputs)
+        if _is_plain(grad_outputs) or not math.isfinite(factor := grad.item()):  # 0 times infinity is not 0
+            return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, torch.is_grad_enabled())
+        gradients = vars(ctx).pop("gradients", None)  # the first to come takes their memory
+        if gradients is None:
+            gradients = served.values(served.whole, tensors, ctx.numbers)[1]
+        if factor != 1:
+            gradients = [gradient.mul_(factor) for gradient in gradients]
+        return None, None, *served.placed(gradients)
+
+
+class InTurn(torch.autograd.Function):
     """Saves the inputs and the small results of reductions; backward recomputes everything else."""
 
     @staticmethod
     def forward(ctx: Any, served: Served, numbers: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.served, ctx.numbers = served, numbers
-        outputs, saved = served.values(tensors, numbers)
-        ctx.save_for_backward(*tensors, *saved)
-        if not all(served.differentiable):
-            ctx.mark_non_differentiable(*(o for o, does in zip(outputs, served.differentiable) if not does))
-        return outputs
+        outputs, saved = served.values(served.forward, tensors, numbers)
+        return _begun(ctx, served, numbers, [*tensors, *saved], outputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         served: Served = ctx.served
-        count = len(served.requires_grad)
-        everything = ctx.saved_tensors
+        everything, count = ctx.saved_tensors, len(served.requires_grad)
         tensors, saved = everything[:count], everything[count:]
-        graph = torch.is_grad_enabled()
-        if graph or _are_functorch_transforms_active() or any(map(is_legacy_batchedtensor, grad_outputs)):
-            return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, graph)
-        return None, None, *served.gradients(tensors, ctx.numbers, saved, grad_outputs)
+        if _is_plain(grad_outputs):
+            return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, torch.is_grad_enabled())
+        inputs = [*tensors, *served.constants, *saved, *served.of_outputs(grad_outputs)]
+        return None, None, *served.placed(served.backward(inputs, ctx.numbers))
 
 
 # What Function.apply adds to this is for transforms of functorch, under which the plain loss runs.
-_apply: Callable[..., Any] = super(torch.autograd.Function, FusedFunction).apply  # type: ignore[misc]
+_whole, _in_turn = (super(torch.autograd.Function, kind).apply for kind in (Whole, InTurn))  # type: ignore[misc]
 
 
-def _reshaped(program: Program, shapes: Sequence[Sequence[Size]]) -> dict[int, Sequence[Size]]:
-    """Which of the first outputs lack dimensions of size 1, and their shapes with them."""
-    buffers = program.buffers
-    named = enumerate(zip(program.outputs, shapes))
-    return {k: shape for k, (name, shape) in named if buffers[name].sizes != shape}
+def _begun(
+    ctx: Any, served: Served, numbers: Sequence[float], saved: Sequence[Tensor], outputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    ctx.served, ctx.numbers = served, numbers
+    ctx.save_for_backward(*saved)
+    if not all(served.differentiable):
+        ctx.mark_non_differentiable(*(o for o, does in zip(outputs, served.differentiable) if not does))
+    return outputs
+
+
+def _is_plain(grad_outputs: Sequence[Tensor]) -> bool:
+    """Whether backward itself is differentiated or mapped over, which the plain loss can be."""
+    if torch.is_grad_enabled() or _are_functorch_transforms_active():
+        return True
+    return any(map(is_legacy_batchedtensor, grad_outputs))
 
 
 def _reads_numbers(guard: Guard) -> bool:
@@ -228,7 +246,3 @@ def _reads_numbers(guard: Guard) -> bool:
         return any(reads(argument) for argument in side.arguments)
 
     return reads(guard.left) or reads(guard.right)
-
-
-def _indices(program: Program | None) -> list[int]:
-    return [int(name.removeprefix("number")) for name in program.parameters] if program is not None else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,9 @@ class Trace:
     cotangents: tuple[Input | None, ...]  # the outputs' gradients, of those that have one
     gradients: tuple[Value | None, ...]  # one for each input that requires it, None where it has no influence
     assumptions: Assumptions
+
+    def without_gradients(self) -> Trace:
+        return replace(self, cotangents=(None,) * len(self.cotangents), gradients=())
 
 
 class Tracer(TorchDispatchMode):

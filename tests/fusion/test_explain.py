@@ -15,30 +15,49 @@ def explained(loss, *tensors, wanted=(0,)):
 def test_squares():
     found = explained(lambda x, t: (x - t).square().mean(), torch.randn(1000), torch.randn(1000))
     x, t = 4000, 4000
-    assert found.forward.least == x + t + 4
+    assert found.forward.least == x + t + 4 + x  # the gradient is made with the loss
     assert found.forward.moved == found.forward.least + 4 + 4  # the sum, before it is divided
-    assert found.backward.least == found.backward.moved == x + t + 4 + x
+    first, _ = found.forward.steps
+    assert sorted(first.reads.values()) == [x, t] and sorted(first.writes.values()) == [4, x]
+    assert found.backward.least == found.backward.moved == 0 and list(found.saved.values()) == [x]
+    assert not found.externs and (found.language, found.device, found.reason) == ("C++", "cpu", None)
+
+
+def test_squares_of_many():
+    """An upstream gradient for each element waits for backward."""
+    found = explained(lambda x, t: (x - t).square(), torch.randn(1000), torch.randn(1000))
+    x, t, each = 4000, 4000, 4000
+    assert found.forward.least == found.forward.moved == x + t + each
+    assert found.backward.least == found.backward.moved == x + t + each + x
     (only,) = found.backward.steps
-    assert sorted(only.reads.values()) == [4, t, x] and list(only.writes.values()) == [x] and only.operator is None
-    assert not found.saved and not found.externs
-    assert (found.language, found.device, found.reason) == ("C++", "cpu", None)
+    assert sorted(only.reads.values()) == [each, t, x] and list(only.writes.values()) == [x] and only.operator is None
+    assert not found.saved
 
 
 def test_cross_entropy():
     found = explained(F.cross_entropy, torch.randn(64, 100), torch.randint(100, (64,)))
     logits, labels, row, value, count = 4 * 64 * 100, 8 * 64, 4 * 64, 4, 8
-    first, second = found.forward.steps
+    first, *_, gradient = found.forward.steps
     assert sorted(first.reads.values()) == [labels, logits]
     assert sorted(first.writes.values()) == [value, count, row, row]  # maxima, sums of exponentials
-    assert second.moved == value + count + value
-    assert sorted(found.saved.values()) == [count, row, row]
-    assert found.forward.least == logits + labels + value
-    assert found.backward.least == logits + labels + value + logits
-    assert found.backward.moved == found.backward.least + sum(found.saved.values())
+    assert sorted(gradient.reads.values()) == [count, row, row, labels, logits]
+    assert found.forward.least == logits + labels + value + logits
+    assert found.forward.moved == first.moved + value + count + value + gradient.moved
+    assert list(found.saved.values()) == [logits]
+
+
+def test_rows_of_cross_entropy():
+    found = explained(lambda x, t: F.cross_entropy(x, t, reduction="none"), torch.randn(64, 100), torch.arange(64))
+    logits, labels, row = 4 * 64 * 100, 8 * 64, 4 * 64
+    assert sorted(found.saved.values()) == [row, row]
+    assert found.forward.least == logits + labels + row
+    assert found.backward.least == logits + labels + row + logits
+    assert found.backward.moved == found.backward.least + 2 * row
 
 
 def test_a_part_that_is_read_counts_alone():
-    found = explained(lambda x, i: x.gather(1, i).exp().sum(), torch.randn(64, 100), torch.randint(100, (64, 1)))
+    with torch.no_grad():
+        found = explained(lambda x, i: x.gather(1, i).exp().sum(), torch.randn(64, 100), torch.randint(100, (64, 1)))
     assert found.forward.moved == found.forward.least == 4 * 64 + 8 * 64 + 4
 
 
@@ -58,13 +77,16 @@ def test_what_is_kept_between_passes():
 
 
 def test_what_torch_runs():
-    found = explained(lambda x, y: (x @ y).flatten().exp().sum(), torch.randn(8, 4), torch.randn(4, 16), wanted=(0, 1))
+    def loss(x, y):
+        return (x @ y).flatten().exp()
+
+    found = explained(loss, torch.randn(8, 4), torch.randn(4, 16), wanted=(0, 1))
     x, y, product = 4 * 8 * 4, 4 * 4 * 16, 4 * 8 * 16
     assert found.externs == ("aten.mm.default",) and sum(found.saved.values()) == product
     operator = found.forward.steps[0]
     assert operator.operator == "aten.mm.default" and operator.moved == x + y + product
-    assert found.forward.least == x + y + 4 and found.forward.moved == x + y + 2 * product + 4
-    assert found.backward.least == x + y + 4 + x + y
+    assert found.forward.least == x + y + product and found.forward.moved == x + y + 3 * product
+    assert found.backward.least == x + y + product + x + y
 
 
 def test_the_last_call_counts():

@@ -12,7 +12,6 @@ from test_lowering import check, externs
 
 from fused_losses import fuse
 from fused_losses.fusion.ir import Index
-from fused_losses.fusion.schedule import loads
 
 PAIR = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.linspace(-2, 2, 35).view(5, 7)
 SLICES = st.lists(st.tuples(st.integers(-2, -1), st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=3)
@@ -73,9 +72,9 @@ def against_the_start(x):
 def test_gradients_of_strided_slices_read_inputs_in_order(loss):
     programs = check(loss, draw(3, 13))
     inputs = {buffer.name for buffer in programs.backward.inputs}
-    places = [index for step in programs.backward.steps for load in loads(step) for index in load["index"]]
+    places = [index for step in programs.backward.steps for load in step.loads for index in load["index"]]
     assert not externs(programs) and all(isinstance(index, Index) for index in places)
-    read = [load for step in programs.backward.steps for load in loads(step) if load["buffer"] in inputs]
+    read = [load for step in programs.backward.steps for load in step.loads if load["buffer"] in inputs]
     assert all(index.divisor == 1 for load in read for index in load["index"])
 
 

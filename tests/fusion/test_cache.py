@@ -140,6 +140,11 @@ def test_a_build_that_fails_leaves_nothing(cache, compile_by):
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
+def test_a_compiler_that_lacks_a_parameter_does_without(cache, compile_by):
+    compile_by('case "$*" in *--param*) echo invalid name >&2; exit 1;; esac; exec g++ "$@"')
+    assert answer() == 42
+
+
 def losses_of_ranks(compiler_path, folder):
     """The gradient of a model whose loss every rank fuses, averaged over ranks."""
     os.environ.update(CXX=compiler_path, FUSED_LOSSES_CACHE=folder)

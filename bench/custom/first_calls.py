@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -50,6 +51,7 @@ def seconds_of(entry: Entry, device: str, compile: bool) -> dict[str, float]:
     torch.compiler.reset()
     tensors, found = tiny_inputs(entry, device), {}
     for name, loss in contenders(entry, device, compile).items():
+        gc.collect()  # what other losses left behind is not for this one to collect
         start = time.perf_counter()
         step_of(loss, tensors)()
         found[name] = time.perf_counter() - start

@@ -7,15 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from fused_losses import fuse
-from fused_losses.fusion import runtime
-from fused_losses.fusion.triton import runtime as triton_runtime
 
 STACK = 16  # bytes that the calls of an exact division may keep
 
 
-@pytest.fixture(autouse=True)
-def only_triton(monkeypatch):
-    monkeypatch.setattr(runtime, "compile_program", lambda program, device: triton_runtime.in_triton(program))
+pytestmark = pytest.mark.usefixtures("only_triton")
 
 
 def robust(x, y):

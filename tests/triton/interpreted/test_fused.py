@@ -13,17 +13,11 @@ from custom_losses import CORPUS
 from triton.runtime.errors import InterpreterError
 
 from fused_losses import fuse
-from fused_losses.fusion import runtime
 from fused_losses.fusion.triton import nests, reductions
 from fused_losses.fusion.triton import runtime as triton_runtime
 from fused_losses.testing import check_loss
 
-
-@pytest.fixture(autouse=True)
-def only_triton(monkeypatch):
-    """CPU tensors run the kernels that are for a GPU, where numbers are not read."""
-    monkeypatch.setattr(runtime, "reads_numbers", lambda device: False)
-    monkeypatch.setattr(runtime, "compile_program", lambda program, device: triton_runtime.in_triton(program))
+pytestmark = pytest.mark.usefixtures("only_triton")
 
 
 def check(entry):

@@ -375,12 +375,10 @@ class Guarded {
     }
     for (int64_t i = 0; i < inside.begin; ++i) to[i] = A(0);
     to += inside.begin;
-    if (stride == 1) {
+    with_stride(stride, [&](auto step) {
       FL_ELEMENTWISE
-      for (int64_t i = 0; i < n; ++i) to[i] = widen(source[i]);
-    } else {
-      for (int64_t i = 0; i < n; ++i) to[i] = widen(source[i * stride]);
-    }
+      for (int64_t i = 0; i < n; ++i) to[i] = widen(source[i * step]);
+    });
     for (int64_t i = n; i < count - inside.begin; ++i) to[i] = A(0);
   }
 

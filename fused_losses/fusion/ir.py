@@ -53,7 +53,7 @@ class Size:
     arguments: tuple[Size, ...] = ()
 
 
-ONE = Size("const", 1)
+ZERO, ONE = Size("const", 0), Size("const", 1)
 
 
 @hashed_once
@@ -75,7 +75,7 @@ class Index:
 
     # (axis name, coefficient): 1 or -1 but for strided slices and flat tensors, which split axes read at i * C + j.
     terms: tuple[tuple[str, int | Size], ...] = ()
-    offset: Size = Size("const", 0)
+    offset: Size = ZERO
     divisor: int = 1
 
 

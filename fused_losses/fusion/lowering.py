@@ -282,7 +282,6 @@ class Lowered:
 
     forward: Program  # inputs → outputs, then what is saved
     backward: Program | None  # inputs, saved, gradients of outputs → gradients of inputs
-    saved: tuple[str, ...]
 
 
 def lower(trace: Trace) -> Lowered:
@@ -291,7 +290,7 @@ def lower(trace: Trace) -> Lowered:
     forward = Lowering(inputs, "f")
     outputs = [forward.buffer(value) for value in trace.outputs]
     if not any(cotangent is not None for cotangent in trace.cotangents):
-        return Lowered(_program(forward, inputs.values(), outputs), None, ())
+        return Lowered(_program(forward, inputs.values(), outputs), None)
     cotangents = {value: _buffer(value) for value in trace.cotangents if value is not None}
     saved = {value: buffer for value, buffer in forward.buffers.items() if _is_kept(value)}
     backward = Lowering({**inputs, **saved, **cotangents}, "g")
@@ -301,7 +300,6 @@ def lower(trace: Trace) -> Lowered:
     return Lowered(
         _program(forward, inputs.values(), [*outputs, *kept]),
         _program(backward, [*inputs.values(), *kept, *cotangents.values()], gradients),
-        tuple(buffer.name for buffer in kept),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .body import Body, words_of
 from .expressions import COMPUTED, constant, identifier, is_blockwise, operation, size_of
-from .ir import Expression, Index, Size, Stage
+from .ir import ZERO, Expression, Index, Stage
 from .loads import load
 from .memory import factor_of, looped, total
 from .results import result
@@ -125,7 +125,7 @@ class Nest:
     def split(self, index: Index) -> tuple[str, dict[str, str]]:
         """Where what an index divides is for the loops around the lanes, and its factor for each axis of the lanes."""
         base = total([(axis, factor_of(factor)) for axis, factor in index.terms if axis not in self.lane_names])
-        base = base if index.offset == Size("const", 0) else f"{base} + {size_of(index.offset)}"
+        base = base if index.offset == ZERO else f"{base} + {size_of(index.offset)}"
         return base, {axis: factor_of(factor) for axis, factor in index.terms if axis in self.lane_names}
 
     def offsets(self, by_axis: Mapping[str, str], base: str) -> str:

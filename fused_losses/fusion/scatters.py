@@ -45,7 +45,6 @@ def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> An
     if not whole or not (is_one(index.shape[dim]) or add):
         return NotImplemented
     chosen = checked(index, x.shape[dim])
-    many = not is_one(index.shape[dim])
     # Dimensions of the terms: those of x, and that of the index at the end.
     shape = [*x.shape, index.shape[dim]]
 
@@ -58,14 +57,10 @@ def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> An
         return lowering.where(equal, put, otherwise)
 
     terms: Value = Computed(shape, x.dtype, None, term)
-    if not add:
-        return View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
-    sums = (
-        reduced(terms, [x.ndim], "sum", x.dtype)
-        if many
-        else View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
-    )
-    return mapped("add", x.dtype, x, sums)
+    if not is_one(index.shape[dim]):
+        return mapped("add", x.dtype, x, reduced(terms, [x.ndim], "sum", x.dtype))
+    alone = View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
+    return mapped("add", x.dtype, x, alone) if add else alone
 
 
 @operator("scatter")

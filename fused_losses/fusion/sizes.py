@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .ir import Expression, Size
+from .ir import ZERO, Expression, Size
 
 Polynomial = dict[tuple[int, ...], int]  # monomial (indices of atoms, sorted) to coefficient, never 0
 Formula = Polynomial | Expression
@@ -104,7 +104,7 @@ class Assumptions:
             if coefficient != 1 or not factors:
                 factors = [Size("const", coefficient), *factors]
             terms.append(_chain("mul", factors))
-        return _chain("add", terms) if terms else Size("const", 0)
+        return _chain("add", terms) if terms else ZERO
 
     def bounds(self, polynomial: Polynomial) -> tuple[int, int]:
         """What a polynomial is at least and at most, where its signs say so."""
@@ -244,8 +244,7 @@ class Number:
         return Number(self.assumptions, Expression("constant", torch.float64, (), (("value", number),)), number)
 
     def wrap_bool(self, value: bool) -> Number:
-        zero = Size("const", 0)
-        return Number(self.assumptions, Guard("eq" if value else "ne", zero, zero, True), value)
+        return Number(self.assumptions, Guard("eq" if value else "ne", ZERO, ZERO, True), value)
 
     # Arithmetic.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ir import Combine, Expression, Index, Size, hashed_once
+from .ir import ZERO, Combine, Expression, Index, Size, hashed_once
 
 if TYPE_CHECKING:
     from .lowering import Lowering
@@ -47,9 +47,6 @@ def same(x: Extent, y: Extent) -> bool:
     """Whether two extents are equal whatever the sizes are."""
     difference = x - y
     return isinstance(difference, int) and difference == 0
-
-
-ZERO = Size("const", 0)
 
 
 @hashed_once

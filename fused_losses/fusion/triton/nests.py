@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..expressions import identifier
-from ..ir import ONE, Expression, Index, Size, Stage
+from ..ir import ONE, ZERO, Expression, Index, Size, Stage
 from ..schedule import place_along, plain_axis
 from .expressions import COMPUTED, literal, operation, typed
 from .numbers import Term
@@ -16,8 +16,6 @@ from .tiles import PART, PROGRAM, Nest, reduced
 
 if TYPE_CHECKING:
     from .kernels import Writer
-
-ZERO = Size("const", 0)
 
 
 class Value(NamedTuple):

@@ -133,7 +133,7 @@ class PairRows {
     const A maximum = logits.maximum(row, scratch);
     double sum = 0;
     logits.for_each_block(row, scratch, [&](int64_t, int64_t n, const A* z) {
-      sum += softmax_functions<A>().row_sum_exp(z, reference_of(maximum), n);
+      sum += softmax_functions<A>().row_sum_exp(z, reference_of(maximum), n).total();
     });
     return {maximum, log_sum_of(maximum, sum)};
   }

@@ -70,3 +70,36 @@ void stream(Dtype dtype, const A* source, int64_t n, void* out) {
     stream_bytes(narrow, count * size, static_cast<char*>(out) + i * size);
   }
 }
+
+#ifdef __SSE2__
+FL_INLINE void transpose_four(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + in_stride);
+  __m128 c = _mm_loadu_ps(in + 2 * in_stride), d = _mm_loadu_ps(in + 3 * in_stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, a), _mm_storeu_ps(out + out_stride, b);
+  _mm_storeu_ps(out + 2 * out_stride, c), _mm_storeu_ps(out + 3 * out_stride, d);
+}
+#endif
+
+template <class A>
+FL_INLINE void transpose_four(const A* in, int64_t in_stride, A* out, int64_t out_stride) {
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t c = 0; c < 4; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+  }
+}
+
+// out[c][r] = in[r][c], four by four where there are as many.
+template <class A>
+void transpose(const A* in, int64_t in_stride, int64_t rows, int64_t columns, A* out, int64_t out_stride) {
+  const int64_t row_fours = rows / 4 * 4, column_fours = columns / 4 * 4;
+  for (int64_t r = 0; r < row_fours; r += 4) {
+    for (int64_t c = 0; c < column_fours; c += 4) {
+      transpose_four(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < row_fours ? column_fours : 0; c < columns; ++c) {
+      out[c * out_stride + r] = in[r * in_stride + c];
+    }
+  }
+}

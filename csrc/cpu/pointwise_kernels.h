@@ -15,8 +15,7 @@ double weighted_sum(const A* x, const A* t, const A* w, const A* q, A a, A b, in
   for (; i + kLanes <= n; i += kLanes) {
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] += w[i + j] * F::value(x[i + j], t[i + j], q[i + j], p);
   }
-  double total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  double total = sum_of_lanes<kLanes>(lanes);
   for (; i < n; ++i) total += w[i] * F::value(x[i], t[i], q[i], p);
   return total;
 }

@@ -21,6 +21,12 @@ struct PixelRows {
   const int32_t* label;
 };
 
+// A sum of exponentials, those of the maximum apart.
+struct SplitSum {
+  double top, rest;
+  double total() const { return top + rest; }
+};
+
 struct ExpSums {
   double exp, moment;
 };
@@ -30,12 +36,14 @@ struct SoftmaxFunctions {
   Load<A> load;
   Store<A> store;
   Stream<A> stream;
+  void (*transpose)(const A* in, int64_t in_stride, int64_t rows, int64_t columns, A* out,
+                    int64_t out_stride);
   void (*transform)(const A* x, int64_t n, A softcap, A temperature, A* z);
   void (*chain)(const A* z, int64_t n, A softcap, A temperature, A* gradient);
   void (*affine)(const A* x, int64_t n, A scale, A shift, A* out);
   void (*multiply)(const A* x, const A* y, int64_t n, A* out);
   A (*row_max)(const A* z, int64_t n);
-  double (*row_sum_exp)(const A* z, A maximum, int64_t n);
+  SplitSum (*row_sum_exp)(const A* z, A maximum, int64_t n);
   double (*row_exp)(A* z, A maximum, int64_t n);
   ExpSums (*row_exp_sums)(const A* z, A maximum, int64_t n);
   int64_t (*row_find)(const A* z, A value, int64_t n);
@@ -49,9 +57,9 @@ struct SoftmaxFunctions {
   void (*pixel_max)(const A* z, int64_t n, A* maximum);
   void (*pixel_sum_exp)(const A* z, const A* maximum, int64_t n, A* top, A* rest);
   void (*pixel_gap)(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap, A* weight);
-  void (*pixel_log)(const A* top, const A* rest, int64_t n, A* log_sum);
-  void (*pixel_label_gradient)(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n,
-                               A* label);
+  void (*log_sums)(const A* top, const A* rest, int64_t n, A* log_sum);
+  void (*label_gradients)(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n,
+                          A* label);
   void (*pixel_gradient)(const A* z, const PixelRows<A>& rows, A w, const A* r, int32_t this_class, int64_t n,
                          A* out);
   void (*pixel_target_gradient)(const A* z, const PixelRows<A>& rows, A w, int64_t n, A* out);

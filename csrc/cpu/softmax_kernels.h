@@ -40,73 +40,67 @@ void scale_by(const A* x, const A* y, int64_t n, A* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * y[i];
 }
 
+// Below every maximum, and its exponential is 0.
+template <class A>
+constexpr A kNoLogit = -std::numeric_limits<A>::infinity();
+
 template <class A>
 A row_max(const A* z, int64_t n) {
+  const auto larger = [](A a, A b) { return b > a ? b : a; };
   A lanes[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = -std::numeric_limits<A>::infinity();
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] = z[i + j] > lanes[j] ? z[i + j] : lanes[j];
-  }
-  A result = lanes[0];
-  for (int64_t j = 1; j < kLanes; ++j) result = lanes[j] > result ? lanes[j] : result;
-  for (; i < n; ++i) result = z[i] > result ? z[i] : result;
-  return result;
+  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = kNoLogit<A>;
+  for_each_lanes<kLanes>(z, n, kNoLogit<A>, [&](const A* block) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] = larger(lanes[j], block[j]);
+  });
+  return joined<kLanes>(lanes, larger);
 }
 
 template <class A>
-double row_sum_exp(const A* z, A maximum, int64_t n) {
-  A tops[kLanes] = {}, rests[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) add_exp(z[i + j], maximum, tops[j], rests[j]);
-  }
-  for (int64_t j = 0; i < n; ++i, ++j) add_exp(z[i], maximum, tops[j], rests[j]);
-  double top = 0, rest = 0;
-  for (int64_t j = 0; j < kLanes; ++j) top += tops[j], rest += rests[j];
-  return top + rest;
+SplitSum row_sum_exp(const A* z, A maximum, int64_t n) {
+  return with_lanes(n, [&](auto count) {
+    A tops[count] = {}, rests[count] = {};
+    for_each_lanes<count>(z, n, kNoLogit<A>, [&](const A* block) {
+      for (int64_t j = 0; j < count; ++j) add_exp(block[j], maximum, tops[j], rests[j]);
+    });
+    return SplitSum{sum_of_lanes<count>(tops), sum_of_lanes<count>(rests)};
+  });
 }
 
 // Replaces z by exp(z - maximum), and sums that.
 template <class A>
 double row_exp(A* z, A maximum, int64_t n) {
   A tops[kLanes] = {}, rests[kLanes] = {};
-  const auto replace = [&](int64_t i, int64_t j) {
-    const A is_top = z[i] == maximum ? A(1) : A(0), e = exp_nonpositive(z[i] - maximum);
-    tops[j] += is_top;
-    rests[j] += e - is_top;
-    z[i] = e;
+  const auto replace = [&](A* block) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const A is_top = block[j] == maximum ? A(1) : A(0), e = exp_nonpositive(block[j] - maximum);
+      tops[j] += is_top;
+      rests[j] += e - is_top;
+      block[j] = e;
+    }
   };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) replace(i + j, j);
+  for (; i + kLanes <= n; i += kLanes) replace(z + i);
+  if (i < n) {
+    alignas(64) A last[kLanes];
+    fill_up<kLanes>(z + i, n - i, kNoLogit<A>, last);
+    replace(last);
+    __builtin_memcpy(z + i, last, static_cast<size_t>(n - i) * sizeof(A));
   }
-  for (int64_t j = 0; i < n; ++i, ++j) replace(i, j);
-  double top = 0, rest = 0;
-  for (int64_t j = 0; j < kLanes; ++j) top += tops[j], rest += rests[j];
-  return top + rest;
+  return sum_of_lanes<kLanes>(tops) + sum_of_lanes<kLanes>(rests);
 }
 
 // Also sums exp(z - maximum) (maximum - z), to which a logit of -inf adds nothing.
 template <class A>
 ExpSums row_exp_sums(const A* z, A maximum, int64_t n) {
   A tops[kLanes] = {}, rests[kLanes] = {}, moments[kLanes] = {};
-  const auto add = [&](A logit, int64_t j) {
-    const A below = maximum - logit, e = exp_nonpositive(-below);
-    add_exp(logit, maximum, tops[j], rests[j]);
-    moments[j] += e > A(0) ? e * below : A(0);
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) add(z[i + j], j);
-  }
-  for (int64_t j = 0; i < n; ++i, ++j) add(z[i], j);
-  ExpSums sums{0, 0};
-  for (int64_t j = 0; j < kLanes; ++j) {
-    sums.exp += double(tops[j]) + double(rests[j]);
-    sums.moment += moments[j];
-  }
-  return sums;
+  for_each_lanes<kLanes>(z, n, kNoLogit<A>, [&](const A* block) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const A below = maximum - block[j], e = exp_nonpositive(-below);
+      add_exp(block[j], maximum, tops[j], rests[j]);
+      moments[j] += e > A(0) ? e * below : A(0);
+    }
+  });
+  return {sum_of_lanes<kLanes>(tops) + sum_of_lanes<kLanes>(rests), sum_of_lanes<kLanes>(moments)};
 }
 
 // The first place of a value, or n.
@@ -126,22 +120,35 @@ int64_t row_find(const A* z, A value, int64_t n) {
 template <class A>
 double row_gap(const A* z, const A* w, A maximum, int64_t n) {
   A lanes[kLanes] = {};
+  const auto add = [&](const A* logits, const A* weights) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += weights[j] * (maximum - logits[j]);
+  };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += w[i + j] * (maximum - z[i + j]);
+  for (; i + kLanes <= n; i += kLanes) add(z + i, w + i);
+  if (i < n) {
+    alignas(64) A last[kLanes], weights[kLanes];
+    fill_up<kLanes>(z + i, n - i, maximum, last);
+    fill_up<kLanes>(w + i, n - i, A(0), weights);
+    add(last, weights);
   }
-  double total = 0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-  for (; i < n; ++i) total += w[i] * (maximum - z[i]);
-  return total;
+  return sum_of_lanes<kLanes>(lanes);
 }
 
 // a * softmax(z)
 template <class A>
 void row_gradient(const A* z, A maximum, A log_sum, A a, int64_t n, A* out) {
   const RowStats<A> stats{maximum, log_sum};
-  FL_ELEMENTWISE
-  for (int64_t i = 0; i < n; ++i) out[i] = a * stats.probability(z[i]);
+  const auto write = [&](const A* block, A* to) {
+    FL_ELEMENTWISE
+    for (int64_t j = 0; j < kFewLanes; ++j) to[j] = a * stats.probability(block[j]);
+  };
+  int64_t i = 0;
+  for (; i + kFewLanes <= n; i += kFewLanes) write(z + i, out + i);
+  if (i == n) return;
+  alignas(64) A last[kFewLanes];
+  fill_up<kFewLanes>(z + i, n - i, kNoLogit<A>, last);
+  write(last, last);
+  __builtin_memcpy(out + i, last, static_cast<size_t>(n - i) * sizeof(A));
 }
 
 // a * softmax(z) - k * r
@@ -203,14 +210,13 @@ void pixel_gap(const A* z, const A* maximum, A w, const A* r, int64_t n, A* gap,
 }
 
 template <class A>
-void pixel_log(const A* top, const A* rest, int64_t n, A* log_sum) {
+void log_sums(const A* top, const A* rest, int64_t n, A* log_sum) {
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) log_sum[i] = log_of_sum(top[i], rest[i]);
 }
 
 template <class A>
-void pixel_label_gradient(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n,
-                          A* label) {
+void label_gradients(const A* z, const A* maximum, const A* log_sum, const A* excess, int64_t n, A* label) {
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
     label[i] = RowStats<A>{maximum[i], log_sum[i]}.label_gradient(z[i], excess[i], label[i]);
@@ -245,6 +251,7 @@ constexpr SoftmaxFunctions<A> softmax_functions() {
   return {load<A>,
           store<A>,
           stream<A>,
+          transpose<A>,
           transform<A>,
           chain<A>,
           affine<A>,
@@ -264,8 +271,8 @@ constexpr SoftmaxFunctions<A> softmax_functions() {
           pixel_max<A>,
           pixel_sum_exp<A>,
           pixel_gap<A>,
-          pixel_log<A>,
-          pixel_label_gradient<A>,
+          log_sums<A>,
+          label_gradients<A>,
           pixel_gradient<A>,
           pixel_target_gradient<A>};
 }

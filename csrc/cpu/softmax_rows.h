@@ -18,24 +18,39 @@ class Rows {
   int64_t tasks() const { return tasks_; }
 
   void forward(LossSink<A>& sink, A* maximum, A* log_sum) const {
-    for_each_row([&](int64_t task, int64_t row, Scratch& scratch) {
-      maximum[row] = log_sum[row] = A(0);
-      if (p_.is_ignored(row)) return sink.add(task, row, 0.0);
-      const Sums sums = sums_of(row, scratch);
-      maximum[row] = sums.maximum;
-      log_sum[row] = static_cast<A>(std::log(sums.sum_exp));
-      const A z = p_.labels ? p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes) : A(0);
-      sink.add(task, row, p_.row_loss(row, maximum[row], log_sum[row], z, sums.gap, sums.weight));
+    for_each_batch([&](int64_t task, int64_t first, int64_t count, Scratch& scratch) {
+      Batch& batch = scratch.batch;
+      for (int64_t i = 0; i < count; ++i) {
+        // An ignored row's log-sum is 0.
+        const Sums sums = p_.is_ignored(first + i) ? Sums{A(0), 1.0, 0.0} : sums_of(first + i, scratch);
+        maximum[first + i] = sums.maximum;
+        batch.top[i] = static_cast<A>(sums.top), batch.rest[i] = static_cast<A>(sums.rest);
+        batch.gap[i] = sums.gap, batch.weight[i] = sums.weight;
+      }
+      f_.log_sums(batch.top.data(), batch.rest.data(), count, log_sum + first);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first + i;
+        if (p_.is_ignored(row)) {
+          sink.add(task, row, 0.0);
+        } else {
+          sink.add(
+              task, row,
+              p_.row_loss(row, maximum[row], log_sum[row], label_logit(row), batch.gap[i], batch.weight[i]));
+        }
+      }
     });
   }
 
   void backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
-    for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
-      const int64_t start = at(gradient_tensor, row);
-      if (p_.is_ignored(row)) {
-        out.zero(p_.view.classes, start);
-      } else {
-        gradient_of(row, upstream, out, start, scratch);
+    for_each_batch([&](int64_t, int64_t first, int64_t count, Scratch& scratch) {
+      if (p_.labels) label_gradients(upstream, first, count, scratch.batch);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first + i, start = at(gradient_tensor, row);
+        if (p_.is_ignored(row)) {
+          out.zero(p_.view.classes, start);
+        } else {
+          gradient_of(row, upstream, scratch.batch.label[i], out, start, scratch);
+        }
       }
     });
   }
@@ -54,7 +69,7 @@ class Rows {
       A* e = exponentials_at(start);
       const Sums sums = exponentials_of(row, e);
       maximum[row] = sums.maximum;
-      log_sum[row] = static_cast<A>(std::log(sums.sum_exp));
+      log_sum[row] = static_cast<A>(std::log(sums.rest));
       sink.add(task, row, p_.row_loss(row, maximum[row], log_sum[row], z, sums.gap, sums.weight));
       gradient_from(row, sums, z, maximum[row], log_sum[row], e, out, start, scratch);
     });
@@ -74,16 +89,24 @@ class Rows {
   }
 
  private:
+  // What rows of a task have each, so that functions of one number a row vectorise.
+  struct Batch {
+    std::vector<A> top, rest, z, excess, label;
+    std::vector<double> gap, weight;
+  };
   struct Scratch {
     alignas(64) A z[kBlock], r[kBlock], out[kBlock];
+    Batch batch;
   };
   struct Sums {
     A maximum = -std::numeric_limits<A>::infinity();
-    double sum_exp = 0, gap = 0, weight = 0;
+    double top = 0, rest = 0, gap = 0, weight = 0;
   };
 
   int64_t at(int tensor, int64_t row) const {
-    return p_.view.offset(tensor, row / p_.view.pixels) + row % p_.view.pixels * p_.view.of[tensor].pixels;
+    const int64_t stride = p_.view.of[tensor].pixels;
+    if (p_.view.outer.empty()) return row * stride;  // two divisions a row would be seen
+    return p_.view.offset(tensor, row / p_.view.pixels) + row % p_.view.pixels * stride;
   }
 
   template <class Body>
@@ -93,6 +116,24 @@ class Rows {
       const int64_t end = std::min(p_.rows, (task + 1) * per_task_);
       for (int64_t row = task * per_task_; row < end; ++row) body(task, row, scratch);
     });
+  }
+
+  // Calls body(task, first row, count, scratch memory for that many rows).
+  template <class Body>
+  void for_each_batch(const Body& body) const {
+    for_each_task(tasks_, [&](int64_t task) {
+      thread_local Scratch scratch;
+      const int64_t first = task * per_task_, count = std::min(p_.rows - first, per_task_);
+      Batch& b = scratch.batch;
+      for (auto* values : {&b.top, &b.rest, &b.z, &b.excess, &b.label})
+        values->resize(static_cast<size_t>(count));
+      for (auto* values : {&b.gap, &b.weight}) values->resize(static_cast<size_t>(count));
+      body(task, first, count, scratch);
+    });
+  }
+
+  A label_logit(int64_t row) const {
+    return p_.labels ? p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes) : A(0);
   }
 
   // Calls body(first class, count, transformed logits).
@@ -129,13 +170,15 @@ class Rows {
       const A maximum = f_.row_max(z, n);
       if (maximum > s.maximum) {
         const auto step = static_cast<double>(maximum) - static_cast<double>(s.maximum);
-        s.sum_exp *= s.maximum == lowest ? 0.0 : std::exp(-step);
+        s.rest = s.maximum == lowest ? 0.0 : (s.top + s.rest) * std::exp(-step);
+        s.top = 0.0;
         if (s.weight != 0) s.gap += step * s.weight;
         s.maximum = maximum;
       }
       // A block of nothing but -inf adds exp(-inf) = 0, a NaN adds NaN.
       const A reference = s.maximum == lowest ? A(0) : s.maximum;
-      s.sum_exp += f_.row_sum_exp(z, reference, n);
+      const SplitSum sum = f_.row_sum_exp(z, reference, n);
+      s.top += sum.top, s.rest += sum.rest;
       if (smooths) {
         const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         s.gap += f_.row_gap(z, w, s.maximum, n);
@@ -146,7 +189,7 @@ class Rows {
         s.weight += f_.row_sum(scratch.r, n);
       }
     });
-    if (s.maximum == lowest) s.sum_exp = std::numeric_limits<double>::quiet_NaN();
+    if (s.maximum == lowest) s.rest = std::numeric_limits<double>::quiet_NaN();
     return s;
   }
 
@@ -173,9 +216,9 @@ class Rows {
         const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         s.gap += f_.row_gap(e + c, w, s.maximum, n);
       }
-      s.sum_exp += f_.row_exp(e + c, reference, n);
+      s.rest += f_.row_exp(e + c, reference, n);
     }
-    if (s.maximum == lowest) s.sum_exp = std::numeric_limits<double>::quiet_NaN();
+    if (s.maximum == lowest) s.rest = std::numeric_limits<double>::quiet_NaN();
     return s;
   }
 
@@ -183,7 +226,7 @@ class Rows {
                      const Output<A>& out, int64_t start, Scratch& scratch) const {
     const double k = static_cast<double>(p_.weight_of_row(row));
     const double excess = k * p_.excess_factor(maximum, log_sum, 0.0), label = k * p_.label_factor(row);
-    const A scale = static_cast<A>((excess + label) / sums.sum_exp);
+    const A scale = static_cast<A>((excess + label) / sums.rest);
     const A of_label = label_gradient_of(row, z, maximum, log_sum, k, excess, label);
     for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
       const int64_t n = std::min(kBlock, p_.view.classes - c);
@@ -206,10 +249,19 @@ class Rows {
     return weight;
   }
 
-  A label_gradient(int64_t row, A maximum, A log_sum, double k, double excess, double label) const {
-    if (!p_.labels) return A(0);
-    const A z = p_.label_logit(at(0, row) + p_.labels[row] * p_.view.of[0].classes);
-    return label_gradient_of(row, z, maximum, log_sum, k, excess, label);
+  // Gradients of the labels' logits, without the share of smoothing.
+  void label_gradients(const Upstream<A>& upstream, int64_t first, int64_t count, Batch& batch) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i;
+      const bool ignored = p_.is_ignored(row);
+      const double k = ignored ? 0.0 : upstream(row);
+      batch.z[i] = ignored ? A(0) : label_logit(row);
+      batch.excess[i] =
+          static_cast<A>(k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], 0.0));
+      batch.label[i] = ignored ? A(0) : static_cast<A>(k * p_.label_factor(row));
+    }
+    f_.label_gradients(batch.z.data(), upstream.maximum + first, upstream.log_sum + first,
+                       batch.excess.data(), count, batch.label.data());
   }
 
   A label_gradient_of(int64_t row, A z, A maximum, A log_sum, double k, double excess, double label) const {
@@ -221,14 +273,16 @@ class Rows {
                           k * share);
   }
 
-  void gradient_of(int64_t row, const Upstream<A>& upstream, const Output<A>& out, int64_t start,
-                   Scratch& scratch) const {
+  void gradient_of(int64_t row, const Upstream<A>& upstream, A label_gradient, const Output<A>& out,
+                   int64_t start, Scratch& scratch) const {
     const A maximum = upstream.maximum[row], log_sum = upstream.log_sum[row];
     const double k = upstream(row);
     const double excess = k * p_.excess_factor(maximum, log_sum, target_weight(row, scratch));
     const double label = k * p_.label_factor(row);
     const A a = static_cast<A>(excess + label), scale = static_cast<A>(k);
-    const A of_label = label_gradient(row, maximum, log_sum, k, excess, label);
+    const A of_label = p_.share_of_class.empty() || !p_.labels
+                           ? label_gradient
+                           : label_gradient - scale * p_.share_of_class[p_.labels[row]];
     for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
       A* gradient = out.place(start + c, scratch.out);
       if (p_.probabilities) {

@@ -223,6 +223,28 @@ def test_accuracy_counts_the_first_of_equal_logits(backend):
     assert statistics.correct.tolist() == [True, False, False, False, True]
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_either_library_of_products_gives_the_same(in_blocks, biased, monkeypatch):
+    """MKL's on the processors of its maker, oneDNN's in blocks of classes on others."""
+    from fused_losses.losses.linear import _head
+
+    monkeypatch.setattr(_head, "_packing_is_slow", lambda: in_blocks)
+    monkeypatch.setattr(_head, "BLOCK_BYTES", 1)
+    products = []
+    monkeypatch.setattr(torch, "mm", lambda *of, mm=torch.mm, **to: products.append(of) or mm(*of, **to))
+    input, weight, target = rows(40), rows(700), torch.arange(40)
+    bias = torch.randn(700, dtype=torch.float64) if biased else None
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [None if x is None else x.to(dtype).requires_grad_() for x in (input, weight, bias)]
+        loss = linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], backend="cpp")
+        results.append((loss, *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])))
+    assert any(of[0].dtype is torch.float32 for of in products) is not in_blocks
+    for exact, value in zip(*results):
+        torch.testing.assert_close(value.double(), exact, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("value", [0, -1.0, 0.0, float("nan")])
 def test_a_workspace_of_nothing(value):
     module = LinearCrossEntropyLoss(FEATURES, CLASSES, max_workspace_mb=value)

@@ -17,7 +17,7 @@ WORKSPACE_MB = {"cpu": 64.0, "cuda": 512.0}
 # More rows than these do not make the products faster, and fewer fit a CPU's caches.
 MOST_ROWS = {("cpu", torch.float32): 256, ("cpu", torch.float64): 256, ("cpu", torch.bfloat16): 480}
 LEAST_ROWS = 32
-BLOCK_BYTES = 1 << 19  # of a product that is moved or added elsewhere while a CPU's cache holds it
+BLOCK_BYTES = 1 << 20  # of a product that is moved or added elsewhere while a CPU's cache holds it
 
 
 class Needs(NamedTuple):
@@ -58,7 +58,15 @@ class Head(NamedTuple):
 
 def _linear_without_packing(input: Tensor) -> bool:
     """oneDNN's fp32 kernels: a general product packs the whole weight again for every chunk."""
-    return input.is_cpu and input.dtype is torch.float32 and torch.backends.mkldnn.is_available()
+    return input.is_cpu and input.dtype is torch.float32 and _packing_is_slow()
+
+
+@functools.cache
+def _packing_is_slow() -> bool:
+    """Not where MKL runs the kernels that it has for processors of its maker."""
+    about_cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    for_maker = torch.backends.mkl.is_available() and "Intel" in about_cpu.get("cpu_name", "")
+    return torch.backends.mkldnn.is_available() and not for_maker
 
 
 def _blocks(count: int, bytes_each: int) -> Iterator[slice]:

@@ -162,7 +162,10 @@ def row_calls(device):
     y = torch.tensor([0, 1, 2, -100, 4, 7], device=device)  # a label outside is another block's
     row, factors = torch.rand(6, device=device), torch.rand(5, device=device)
     for target, weight in ((y.clamp(max=4), factors), (torch.softmax(t, 1), None)):
-        yield "cross_entropy_with_gradient_", (x.clone(), target, weight, row, -100, 0.1, 0.01, 5.0, 2.0)
+        options = -100, 0.1, 0.01, 5.0, 2.0
+        yield "cross_entropy_with_gradient_", (x.clone(), target, weight, row, *options)
+        if device == "cpu":
+            yield "cross_entropy_with_gradient", (x, target, weight, row, "mean", *options, torch.float32)
     for of_classes in (None, factors):
         yield "row_statistics", (x, y, of_classes, 5.0, 2.0)
         tables = torch.rand(5, 6, device=device) + 3, torch.rand(4, 6, device=device)

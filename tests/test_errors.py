@@ -237,6 +237,7 @@ def operator_arguments():
         "cross_entropy_backward": [torch.tensor(1.0), x, y, None, None, stats, "mean", *options],
         "cross_entropy_backward_": [torch.tensor(1.0), x.clone(), y, None, None, stats, "mean", *options],
         "cross_entropy_target_backward": [torch.tensor(1.0), x, x.clone(), None, None, stats, "mean", *options],
+        "cross_entropy_with_gradient": [x, y, None, None, "mean", *options, torch.float32],
         "cross_entropy_with_gradient_": [x.clone(), y, None, None, *options],
         "row_statistics": [x, y, None, 0.0, 1.0],
         "row_gradient_": [x.clone(), y, *tables, None, 0.0, 1.0],

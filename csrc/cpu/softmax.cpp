@@ -75,29 +75,49 @@ std::vector<const Tensor*> inputs_of(const SoftmaxCall& call) {
   return tensors;
 }
 
+// What forward returns, and what its mean divides by.
+template <class A>
+struct Results {
+  Tensor loss, stats;
+  A *maximum, *log_sum;
+  double denominator;
+
+  Results(const SoftmaxProblem<A>& problem, ScalarType out_dtype)
+      : loss(problem.call.reduction == Reduction::None
+                 ? empty_contiguous(problem.call.label_shape(), out_dtype, problem.call.logits)
+                 : empty_scalar(out_dtype, problem.call.logits)),
+        stats(empty_contiguous({2 * problem.rows + 1}, accumulate_type(problem.call.logits.scalar_type()),
+                               problem.call.logits)),
+        maximum(static_cast<A*>(stats.mutable_data_ptr())),
+        log_sum(maximum + problem.rows),
+        denominator(static_cast<double>(problem.rows)) {
+    if (problem.labels) {
+      denominator = checked_label_weights(problem.call,
+                                          [&](int64_t label) { return double(problem.weight_of(label)); });
+    }
+    if (problem.call.reduction != Reduction::Mean) denominator = 1.0;
+    log_sum[problem.rows] = static_cast<A>(denominator);
+  }
+
+  // run(way, sink, maximum, log_sum) adds the losses of all rows.
+  template <class Run>
+  std::tuple<Tensor, Tensor> made_by(const SoftmaxProblem<A>& problem, const Run& run) {
+    int64_t tasks = 0;
+    by_rows_or_pixels(problem, [&](const auto& way) { tasks = way.tasks(); });
+    LossSink<A> sink(problem, loss, tasks);
+    by_rows_or_pixels(problem, [&](const auto& way) { run(way, sink); });
+    sink.finish(denominator);
+    return {loss, stats};
+  }
+};
+
 template <class A>
 std::tuple<Tensor, Tensor> forward(const SoftmaxCall& call, ScalarType out_dtype) {
   const SoftmaxProblem<A> problem(call, inputs_of(call));
-  double denominator = static_cast<double>(problem.rows);
-  if (call.has_labels()) {
-    denominator =
-        checked_label_weights(call, [&](int64_t label) { return double(problem.weight_of(label)); });
-  }
-  if (call.reduction != Reduction::Mean) denominator = 1.0;
-  const bool unreduced = call.reduction == Reduction::None;
-  Tensor loss = unreduced ? empty_contiguous(call.label_shape(), out_dtype, call.logits)
-                          : empty_scalar(out_dtype, call.logits);
-  Tensor stats =
-      empty_contiguous({2 * problem.rows + 1}, accumulate_type(call.logits.scalar_type()), call.logits);
-  A* maximum = static_cast<A*>(stats.mutable_data_ptr());
-  A* log_sum = maximum + problem.rows;
-  log_sum[problem.rows] = static_cast<A>(denominator);
-  int64_t tasks = 0;
-  by_rows_or_pixels(problem, [&](const auto& way) { tasks = way.tasks(); });
-  LossSink<A> sink(problem, loss, tasks);
-  by_rows_or_pixels(problem, [&](const auto& way) { way.forward(sink, maximum, log_sum); });
-  sink.finish(denominator);
-  return {loss, stats};
+  Results<A> results(problem, out_dtype);
+  return results.made_by(problem, [&](const auto& way, LossSink<A>& sink) {
+    way.forward(sink, results.maximum, results.log_sum);
+  });
 }
 
 template <class A>
@@ -112,28 +132,26 @@ void backward(const SoftmaxCall& call, const Tensor& grad_output, const Tensor& 
   by_rows_or_pixels(problem, [&](const auto& way) { way.backward(upstream, output, gradient); });
 }
 
-// Losses of the rows; the logits become the gradient of their sum.
+// Also makes the gradient of the loss, or of the sum of the losses; it may take the place of the logits.
 template <class A>
-Tensor with_gradient(const SoftmaxCall& call, Tensor& logits) {
-  const ScalarType accumulate = accumulate_type(logits.scalar_type());
-  const SoftmaxProblem<A> problem(call, {&call.logits, &logits});
-  if (!call.has_labels() || problem.transforms || !goes_by_rows(problem)) {
-    const auto [loss, stats] = forward<A>(call, accumulate);
-    Tensor one = empty_contiguous(call.label_shape(), accumulate, logits);
-    std::fill_n(static_cast<A*>(one.mutable_data_ptr()), problem.rows, A(1));
-    backward<A>(call, one, stats, logits);
-    return loss;
+std::tuple<Tensor, Tensor> forward_backward(const SoftmaxCall& call, ScalarType out_dtype, Tensor& out) {
+  auto tensors = inputs_of(call);
+  const int gradient = static_cast<int>(tensors.size());
+  tensors.push_back(&out);
+  const SoftmaxProblem<A> problem(call, tensors);
+  if (goes_by_rows(problem) && (problem.probabilities || problem.transforms)) {
+    const auto [loss, stats] = forward<A>(call, out_dtype);
+    Tensor one = empty_like(loss, accumulate_type(call.logits.scalar_type()));
+    std::fill_n(static_cast<A*>(one.mutable_data_ptr()), one.numel(), A(1));
+    backward<A>(call, one, stats, out);
+    return {loss, stats};
   }
-  checked_label_weights(call, [](int64_t) { return 0.0; });
-  Tensor loss = empty_contiguous(call.label_shape(), accumulate, logits);
-  Tensor stats = empty_contiguous({2 * problem.rows}, accumulate, logits);
-  A* maximum = static_cast<A*>(stats.mutable_data_ptr());
-  const Rows<A> rows(problem);
-  LossSink<A> sink(problem, loss, rows.tasks());
-  if (problem.rows > 0) {
-    rows.forward_backward(sink, maximum, maximum + problem.rows, Output<A>(logits, problem.f, false));
-  }
-  return loss;
+  Results<A> results(problem, out_dtype);
+  const Upstream<A> upstream(problem, results.maximum, 1.0 / results.denominator);
+  const Output<A> output(out, problem.f, out.data_ptr() != call.logits.data_ptr());
+  return results.made_by(problem, [&](const auto& way, LossSink<A>& sink) {
+    way.forward_backward(sink, results.maximum, results.log_sum, upstream, output, gradient);
+  });
 }
 
 template <class A>
@@ -186,14 +204,28 @@ void cross_entropy_backward_(const Tensor& grad_output, Tensor logits, FL_BACKWA
   fill_gradient<backward<float>, backward<double>>(grad_output, call, stats, logits);
 }
 
+std::tuple<Tensor, Tensor> with_gradient(const SoftmaxCall& call, ScalarType out_dtype, Tensor& out) {
+  return out.scalar_type() == ScalarType::Double ? forward_backward<double>(call, out_dtype, out)
+                                                 : forward_backward<float>(call, out_dtype, out);
+}
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_with_gradient(
+    const Tensor& logits, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& sample_weight, const std::string& reduction, int64_t ignore_index,
+    double label_smoothing, double z_loss, double softcap, double temperature, ScalarType out_dtype) {
+  const SoftmaxCall call = FL_BACKWARD_CALL;
+  Tensor gradient = empty_like(logits, logits.scalar_type());
+  const auto [loss, stats] = with_gradient(call, out_dtype, gradient);
+  return {loss, stats, gradient};
+}
+
 Tensor cross_entropy_with_gradient_in_place(Tensor logits, const Tensor& target, const OptionalTensor& weight,
                                             const OptionalTensor& sample_weight, int64_t ignore_index,
                                             double label_smoothing, double z_loss, double softcap,
                                             double temperature) {
   const std::string reduction = "none";
   const SoftmaxCall call = FL_BACKWARD_CALL;
-  return logits.scalar_type() == ScalarType::Double ? with_gradient<double>(call, logits)
-                                                    : with_gradient<float>(call, logits);
+  return std::get<0>(with_gradient(call, accumulate_type(logits.scalar_type()), logits));
 }
 
 Tensor cross_entropy_target_backward(const Tensor& grad_output, const Tensor& logits,
@@ -211,6 +243,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy_forward));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_));
+  m.impl("cross_entropy_with_gradient", TORCH_BOX(&cross_entropy_with_gradient));
   m.impl("cross_entropy_with_gradient_", TORCH_BOX(&cross_entropy_with_gradient_in_place));
   m.impl("cross_entropy_target_backward", TORCH_BOX(&cross_entropy_target_backward));
 }

@@ -44,7 +44,7 @@ struct SoftmaxFunctions {
   void (*multiply)(const A* x, const A* y, int64_t n, A* out);
   A (*row_max)(const A* z, int64_t n);
   SplitSum (*row_sum_exp)(const A* z, A maximum, int64_t n);
-  double (*row_exp)(A* z, A maximum, int64_t n);
+  SplitSum (*row_exp)(A* z, A maximum, int64_t n);
   ExpSums (*row_exp_sums)(const A* z, A maximum, int64_t n);
   int64_t (*row_find)(const A* z, A value, int64_t n);
   double (*row_gap)(const A* z, const A* w, A maximum, int64_t n);
@@ -217,6 +217,15 @@ class Upstream {
         each_row_(problem.call.reduction == Reduction::None) {
     if (!each_row_) shared_ = value(0) / static_cast<double>(log_sum[problem.rows]);
   }
+  // One number for every row.
+  Upstream(const SoftmaxProblem<A>& problem, const A* maximum, double shared)
+      : maximum(maximum),
+        log_sum(maximum + problem.rows),
+        problem_(problem),
+        values_(nullptr),
+        dtype_(kAccumulate<A>),
+        each_row_(false),
+        shared_(shared) {}
   double operator()(int64_t row) const {
     const double upstream = each_row_ ? value(row) : shared_;
     return problem_.sample_weight ? upstream * static_cast<double>(problem_.sample_weight[row]) : upstream;

@@ -68,25 +68,27 @@ SplitSum row_sum_exp(const A* z, A maximum, int64_t n) {
 
 // Replaces z by exp(z - maximum), and sums that.
 template <class A>
-double row_exp(A* z, A maximum, int64_t n) {
-  A tops[kLanes] = {}, rests[kLanes] = {};
-  const auto replace = [&](A* block) {
-    for (int64_t j = 0; j < kLanes; ++j) {
-      const A is_top = block[j] == maximum ? A(1) : A(0), e = exp_nonpositive(block[j] - maximum);
-      tops[j] += is_top;
-      rests[j] += e - is_top;
-      block[j] = e;
+SplitSum row_exp(A* z, A maximum, int64_t n) {
+  return with_lanes(n, [&](auto count) {
+    A tops[count] = {}, rests[count] = {};
+    const auto replace = [&](A* block) {
+      for (int64_t j = 0; j < count; ++j) {
+        const A is_top = block[j] == maximum ? A(1) : A(0), e = exp_nonpositive(block[j] - maximum);
+        tops[j] += is_top;
+        rests[j] += e - is_top;
+        block[j] = e;
+      }
+    };
+    int64_t i = 0;
+    for (; i + count <= n; i += count) replace(z + i);
+    if (i < n) {
+      alignas(64) A last[count];
+      fill_up<count>(z + i, n - i, kNoLogit<A>, last);
+      replace(last);
+      __builtin_memcpy(z + i, last, static_cast<size_t>(n - i) * sizeof(A));
     }
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) replace(z + i);
-  if (i < n) {
-    alignas(64) A last[kLanes];
-    fill_up<kLanes>(z + i, n - i, kNoLogit<A>, last);
-    replace(last);
-    __builtin_memcpy(z + i, last, static_cast<size_t>(n - i) * sizeof(A));
-  }
-  return sum_of_lanes<kLanes>(tops) + sum_of_lanes<kLanes>(rests);
+    return SplitSum{sum_of_lanes<count>(tops), sum_of_lanes<count>(rests)};
+  });
 }
 
 // Also sums exp(z - maximum) (maximum - z), to which a logit of -inf adds nothing.

@@ -23,16 +23,7 @@ class Pixels {
   void forward(LossSink<A>& sink, A* maximum, A* log_sum) const {
     for_each_tile([&](int64_t task, const Tile& tile, Scratch& s) {
       load_logits(tile, s);
-      sums_of(tile, s);
-      for (int64_t i = 0; i < tile.n; ++i) {
-        const int64_t row = tile.row + i;
-        const bool ignored = p_.is_ignored(row);
-        maximum[row] = ignored ? A(0) : s.maximum[i];
-        log_sum[row] = ignored ? A(0) : s.log_sum[i];
-        const A z = p_.labels && !ignored ? s.z[static_cast<size_t>(p_.labels[row] * stride_ + i)] : A(0);
-        sink.add(task, row,
-                 ignored ? 0.0 : p_.row_loss(row, maximum[row], log_sum[row], z, s.gap[i], s.weight[i]));
-      }
+      add_losses(sink, task, tile, maximum, log_sum, s);
     });
   }
 
@@ -40,17 +31,17 @@ class Pixels {
     for_each_tile([&](int64_t, const Tile& tile, Scratch& s) {
       load_logits(tile, s);
       if (p_.probabilities) load_target(tile, s);
-      const PixelRows<A> rows = gradient_factors(tile, upstream, s);
-      for (int64_t c = 0; c < p_.view.classes; ++c) {
-        const A* z = s.z.data() + c * stride_;
-        const A w = p_.probabilities            ? weight_of_class(c)
-                    : p_.share_of_class.empty() ? A(0)
-                                                : p_.share_of_class[c];
-        f_.pixel_gradient(z, rows, w, target_of(c, s), static_cast<int32_t>(c), tile.n, s.out);
-        if (p_.transforms) f_.chain(z, tile.n, p_.softcap, p_.temperature, s.out);
-        store_class(out, gradient_tensor, tile, c, s);
-      }
-      store_rows(out, gradient_tensor, tile, s);
+      put_gradient(upstream, out, gradient_tensor, tile, s);
+    });
+  }
+
+  // What backward reads, forward has already.
+  void forward_backward(LossSink<A>& sink, A* maximum, A* log_sum, const Upstream<A>& upstream,
+                        const Output<A>& out, int gradient_tensor) const {
+    for_each_tile([&](int64_t task, const Tile& tile, Scratch& s) {
+      load_logits(tile, s);
+      add_losses(sink, task, tile, maximum, log_sum, s);
+      put_gradient(upstream, out, gradient_tensor, tile, s);
     });
   }
 
@@ -173,6 +164,35 @@ class Pixels {
       f_.pixel_gap(s.z.data() + c * stride_, s.maximum, weight_of_class(c), target_of(c, s), tile.n, s.gap,
                    s.weight);
     }
+  }
+
+  void add_losses(LossSink<A>& sink, int64_t task, const Tile& tile, A* maximum, A* log_sum,
+                  Scratch& s) const {
+    sums_of(tile, s);
+    for (int64_t i = 0; i < tile.n; ++i) {
+      const int64_t row = tile.row + i;
+      const bool ignored = p_.is_ignored(row);
+      maximum[row] = ignored ? A(0) : s.maximum[i];
+      log_sum[row] = ignored ? A(0) : s.log_sum[i];
+      const A z = p_.labels && !ignored ? s.z[static_cast<size_t>(p_.labels[row] * stride_ + i)] : A(0);
+      sink.add(task, row,
+               ignored ? 0.0 : p_.row_loss(row, maximum[row], log_sum[row], z, s.gap[i], s.weight[i]));
+    }
+  }
+
+  void put_gradient(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor, const Tile& tile,
+                    Scratch& s) const {
+    const PixelRows<A> rows = gradient_factors(tile, upstream, s);
+    for (int64_t c = 0; c < p_.view.classes; ++c) {
+      const A* z = s.z.data() + c * stride_;
+      const A w = p_.probabilities            ? weight_of_class(c)
+                  : p_.share_of_class.empty() ? A(0)
+                                              : p_.share_of_class[c];
+      f_.pixel_gradient(z, rows, w, target_of(c, s), static_cast<int32_t>(c), tile.n, s.out);
+      if (p_.transforms) f_.chain(z, tile.n, p_.softcap, p_.temperature, s.out);
+      store_class(out, gradient_tensor, tile, c, s);
+    }
+    store_rows(out, gradient_tensor, tile, s);
   }
 
   PixelRows<A> gradient_factors(const Tile& tile, const Upstream<A>& upstream, Scratch& s) const {

@@ -19,59 +19,53 @@ class Rows {
 
   void forward(LossSink<A>& sink, A* maximum, A* log_sum) const {
     for_each_batch([&](int64_t task, int64_t first, int64_t count, Scratch& scratch) {
-      Batch& batch = scratch.batch;
-      for (int64_t i = 0; i < count; ++i) {
-        // An ignored row's log-sum is 0.
-        const Sums sums = p_.is_ignored(first + i) ? Sums{A(0), 1.0, 0.0} : sums_of(first + i, scratch);
-        maximum[first + i] = sums.maximum;
-        batch.top[i] = static_cast<A>(sums.top), batch.rest[i] = static_cast<A>(sums.rest);
-        batch.gap[i] = sums.gap, batch.weight[i] = sums.weight;
-      }
-      f_.log_sums(batch.top.data(), batch.rest.data(), count, log_sum + first);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = first + i;
-        if (p_.is_ignored(row)) {
-          sink.add(task, row, 0.0);
-        } else {
-          sink.add(
-              task, row,
-              p_.row_loss(row, maximum[row], log_sum[row], label_logit(row), batch.gap[i], batch.weight[i]));
-        }
-      }
+      for_each_counted(first, count, [&](int64_t row, int64_t i) {
+        scratch.batch.keep(i, sums_of(row, scratch), label_logit(row));
+      });
+      add_losses(sink, task, first, count, maximum, log_sum, scratch.batch);
     });
   }
 
   void backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_batch([&](int64_t, int64_t first, int64_t count, Scratch& scratch) {
-      if (p_.labels) label_gradients(upstream, first, count, scratch.batch);
+      Batch& batch = scratch.batch;
+      for_each_counted(first, count, [&](int64_t row, int64_t i) { batch.z[i] = label_logit(row); });
+      label_gradients(upstream, first, count, batch);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = first + i, start = at(gradient_tensor, row);
         if (p_.is_ignored(row)) {
           out.zero(p_.view.classes, start);
         } else {
-          gradient_of(row, upstream, scratch.batch.label[i], out, start, scratch);
+          gradient_of(row, upstream, batch.label[i], out, start, scratch);
         }
       }
     });
   }
 
-  // Loss and gradient of rows with labels, with one exponential each: logits are replaced by it, then by the
-  // gradient. Not for transformed logits, whose derivative needs them.
-  void forward_backward(LossSink<A>& sink, A* maximum, A* log_sum, const Output<A>& out) const {
-    for_each_row([&](int64_t task, int64_t row, Scratch& scratch) {
-      const int64_t start = at(0, row);
-      maximum[row] = log_sum[row] = A(0);
-      if (p_.is_ignored(row)) {
-        sink.add(task, row, 0.0);
-        return out.zero(p_.view.classes, start);
+  // Rows with labels take one exponential for each logit: first it replaces the logit, then the gradient
+  // replaces it. Not for transformed logits, whose derivative needs them.
+  void forward_backward(LossSink<A>& sink, A* maximum, A* log_sum, const Upstream<A>& upstream,
+                        const Output<A>& out, int gradient_tensor) const {
+    for_each_batch([&](int64_t task, int64_t first, int64_t count, Scratch& scratch) {
+      Batch& batch = scratch.batch;
+      scratch.exponentials.resize(static_cast<size_t>(count * p_.view.classes));
+      const auto place = [&](int64_t i) {
+        return out.place(at(gradient_tensor, first + i), scratch.exponentials.data() + i * p_.view.classes);
+      };
+      for_each_counted(first, count, [&](int64_t row, int64_t i) {
+        const A z = label_logit(row);  // before it is written over
+        batch.keep(i, exponentials_of(row, place(i)), z);
+      });
+      add_losses(sink, task, first, count, maximum, log_sum, batch);
+      label_gradients(upstream, first, count, batch);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first + i, start = at(gradient_tensor, row);
+        if (p_.is_ignored(row)) {
+          out.zero(p_.view.classes, start);
+        } else {
+          gradient_from(row, upstream, i, batch, place(i), out, start, scratch);
+        }
       }
-      const A z = p_.label_logit(start + p_.labels[row]);
-      A* e = exponentials_at(start);
-      const Sums sums = exponentials_of(row, e);
-      maximum[row] = sums.maximum;
-      log_sum[row] = static_cast<A>(std::log(sums.rest));
-      sink.add(task, row, p_.row_loss(row, maximum[row], log_sum[row], z, sums.gap, sums.weight));
-      gradient_from(row, sums, z, maximum[row], log_sum[row], e, out, start, scratch);
     });
   }
 
@@ -89,18 +83,32 @@ class Rows {
   }
 
  private:
-  // What rows of a task have each, so that functions of one number a row vectorise.
-  struct Batch {
-    std::vector<A> top, rest, z, excess, label;
-    std::vector<double> gap, weight;
-  };
-  struct Scratch {
-    alignas(64) A z[kBlock], r[kBlock], out[kBlock];
-    Batch batch;
-  };
   struct Sums {
     A maximum = -std::numeric_limits<A>::infinity();
     double top = 0, rest = 0, gap = 0, weight = 0;
+  };
+  // What the rows of a task have each, so that what is computed once a row vectorises.
+  struct Batch {
+    std::vector<A> maximum, top, rest, z, excess, label;
+    std::vector<double> total, gap, weight;
+
+    // An ignored row keeps what it starts with: its log-sum and loss are 0.
+    void start(int64_t rows) {
+      const auto count = static_cast<size_t>(rows);
+      for (auto* numbers : {&maximum, &rest, &z, &excess, &label}) numbers->assign(count, A(0));
+      top.assign(count, A(1));
+      for (auto* numbers : {&total, &gap, &weight}) numbers->resize(count);
+    }
+    void keep(int64_t i, const Sums& sums, A label_logit) {
+      maximum[i] = sums.maximum, z[i] = label_logit;
+      top[i] = static_cast<A>(sums.top), rest[i] = static_cast<A>(sums.rest);
+      total[i] = sums.top + sums.rest, gap[i] = sums.gap, weight[i] = sums.weight;
+    }
+  };
+  struct Scratch {
+    alignas(64) A z[kBlock], r[kBlock], out[kBlock];
+    std::vector<A> exponentials;
+    Batch batch;
   };
 
   int64_t at(int tensor, int64_t row) const {
@@ -124,12 +132,30 @@ class Rows {
     for_each_task(tasks_, [&](int64_t task) {
       thread_local Scratch scratch;
       const int64_t first = task * per_task_, count = std::min(p_.rows - first, per_task_);
-      Batch& b = scratch.batch;
-      for (auto* values : {&b.top, &b.rest, &b.z, &b.excess, &b.label})
-        values->resize(static_cast<size_t>(count));
-      for (auto* values : {&b.gap, &b.weight}) values->resize(static_cast<size_t>(count));
+      scratch.batch.start(count);
       body(task, first, count, scratch);
     });
+  }
+
+  // Calls body(row, its place in the batch) for rows that are not ignored.
+  template <class Body>
+  void for_each_counted(int64_t first, int64_t count, const Body& body) const {
+    for (int64_t i = 0; i < count; ++i) {
+      if (!p_.is_ignored(first + i)) body(first + i, i);
+    }
+  }
+
+  void add_losses(LossSink<A>& sink, int64_t task, int64_t first, int64_t count, A* maximum, A* log_sum,
+                  const Batch& batch) const {
+    std::copy_n(batch.maximum.data(), count, maximum + first);
+    f_.log_sums(batch.top.data(), batch.rest.data(), count, log_sum + first);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i;
+      sink.add(task, row,
+               p_.is_ignored(row)
+                   ? 0.0
+                   : p_.row_loss(row, maximum[row], log_sum[row], batch.z[i], batch.gap[i], batch.weight[i]));
+    }
   }
 
   A label_logit(int64_t row) const {
@@ -193,20 +219,14 @@ class Rows {
     return s;
   }
 
-  // Where the exponentials of a row go: over the logits, or beside those of another type.
-  A* exponentials_at(int64_t start) const {
-    if (p_.dtype == kAccumulate<A>) return reinterpret_cast<A*>(const_cast<char*>(p_.logits_at(start)));
-    thread_local std::vector<A> memory;
-    memory.resize(static_cast<size_t>(p_.view.classes));
-    return memory.data();
-  }
-
+  // Replaces logits, copied where they are not in place, by exp(logit - maximum).
   Sums exponentials_of(int64_t row, A* e) const {
     Sums s;
     const char* source = p_.logits_at(at(0, row));
+    const bool copies = reinterpret_cast<const char*>(e) != source;
     for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
       const int64_t n = std::min(kBlock, p_.view.classes - c);
-      if (p_.dtype != kAccumulate<A>) f_.load(p_.dtype, source + c * element_size(p_.dtype), 1, n, e + c);
+      if (copies) f_.load(p_.dtype, source + c * element_size(p_.dtype), 1, n, e + c);
       s.maximum = std::max(s.maximum, f_.row_max(e + c, n));
     }
     const A lowest = -std::numeric_limits<A>::infinity(), reference = s.maximum == lowest ? A(0) : s.maximum;
@@ -216,18 +236,19 @@ class Rows {
         const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
         s.gap += f_.row_gap(e + c, w, s.maximum, n);
       }
-      s.rest += f_.row_exp(e + c, reference, n);
+      const SplitSum sum = f_.row_exp(e + c, reference, n);
+      s.top += sum.top, s.rest += sum.rest;
     }
     if (s.maximum == lowest) s.rest = std::numeric_limits<double>::quiet_NaN();
     return s;
   }
 
-  void gradient_from(int64_t row, const Sums& sums, A z, A maximum, A log_sum, const A* e,
+  void gradient_from(int64_t row, const Upstream<A>& upstream, int64_t i, const Batch& batch, const A* e,
                      const Output<A>& out, int64_t start, Scratch& scratch) const {
-    const double k = static_cast<double>(p_.weight_of_row(row));
-    const double excess = k * p_.excess_factor(maximum, log_sum, 0.0), label = k * p_.label_factor(row);
-    const A scale = static_cast<A>((excess + label) / sums.rest);
-    const A of_label = label_gradient_of(row, z, maximum, log_sum, k, excess, label);
+    const double k = upstream(row);
+    const double excess = k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], 0.0);
+    const A scale = static_cast<A>((excess + k * p_.label_factor(row)) / batch.total[i]);
+    const A of_label = without_share(row, static_cast<A>(k), batch.label[i]);
     for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
       const int64_t n = std::min(kBlock, p_.view.classes - c);
       A* gradient = out.place(start + c, scratch.out);
@@ -251,26 +272,20 @@ class Rows {
 
   // Gradients of the labels' logits, without the share of smoothing.
   void label_gradients(const Upstream<A>& upstream, int64_t first, int64_t count, Batch& batch) const {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = first + i;
-      const bool ignored = p_.is_ignored(row);
-      const double k = ignored ? 0.0 : upstream(row);
-      batch.z[i] = ignored ? A(0) : label_logit(row);
+    if (!p_.labels) return;
+    for_each_counted(first, count, [&](int64_t row, int64_t i) {
+      const double k = upstream(row);
       batch.excess[i] =
           static_cast<A>(k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], 0.0));
-      batch.label[i] = ignored ? A(0) : static_cast<A>(k * p_.label_factor(row));
-    }
+      batch.label[i] = static_cast<A>(k * p_.label_factor(row));
+    });
     f_.label_gradients(batch.z.data(), upstream.maximum + first, upstream.log_sum + first,
                        batch.excess.data(), count, batch.label.data());
   }
 
-  A label_gradient_of(int64_t row, A z, A maximum, A log_sum, double k, double excess, double label) const {
-    const double log_probability =
-        (static_cast<double>(z) - static_cast<double>(maximum)) - static_cast<double>(log_sum);
-    const double share =
-        p_.share_of_class.empty() ? 0.0 : static_cast<double>(p_.share_of_class[p_.labels[row]]);
-    return static_cast<A>(excess * std::exp(log_probability) + label * std::expm1(log_probability) -
-                          k * share);
+  A without_share(int64_t row, A k, A label_gradient) const {
+    if (p_.share_of_class.empty()) return label_gradient;
+    return label_gradient - k * p_.share_of_class[p_.labels[row]];
   }
 
   void gradient_of(int64_t row, const Upstream<A>& upstream, A label_gradient, const Output<A>& out,
@@ -280,9 +295,7 @@ class Rows {
     const double excess = k * p_.excess_factor(maximum, log_sum, target_weight(row, scratch));
     const double label = k * p_.label_factor(row);
     const A a = static_cast<A>(excess + label), scale = static_cast<A>(k);
-    const A of_label = p_.share_of_class.empty() || !p_.labels
-                           ? label_gradient
-                           : label_gradient - scale * p_.share_of_class[p_.labels[row]];
+    const A of_label = without_share(row, scale, label_gradient);
     for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
       A* gradient = out.place(start + c, scratch.out);
       if (p_.probabilities) {

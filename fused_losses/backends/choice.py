@@ -31,6 +31,7 @@ class Kernels(NamedTuple):
     divergence_forward: Any
     divergence_backward: Any
     divergence_backward_: Any
+    cross_entropy_with_gradient: Any = None  # both in one pass, on CPUs
     head_statistics: Any = None  # row_statistics of a head's logits without the logits, where a backend has it
 
 
@@ -146,6 +147,7 @@ def _prepared(backend: str) -> str:
             triton.register()
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
+        at_once = namespace.cross_entropy_with_gradient.default if backend == "cpp" else None
         on_chip = triton.head_statistics() if backend == "triton" else None
-        KERNELS[backend] = Kernels(*operators, head_statistics=on_chip)
+        KERNELS[backend] = Kernels(*operators, at_once, on_chip)
     return backend

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ OPERATORS = (
 )
 
 # Of what there is on CPUs alone, for memory that a cache holds.
-CPU_OPERATORS = ("add_", "scaled")
+CPU_OPERATORS = ("cross_entropy_with_gradient", "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}
@@ -127,6 +129,10 @@ def cross_entropy_backward_(
     temperature: float,
 ) -> None:
     return None
+
+
+def cross_entropy_with_gradient(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *cross_entropy_forward(logits, *arguments), torch.empty_like(logits)
 
 
 def cross_entropy_with_gradient_(

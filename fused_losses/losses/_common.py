@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
 from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.nn.parameter import Parameter
@@ -145,3 +146,19 @@ def without_values() -> bool:
 def wants_graph() -> bool:
     """Whether a backward runs under create_graph=True: exactly then grad mode is on inside it."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, as a vectorised Jacobian hands them back."""
+    return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)
+
+
+def scaled_over(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient that forward has made, times the upstream one: in its own memory where that is of the dtype."""
+    if gradient.dtype != dtype:
+        if gradient.is_cpu and gradient.dtype is torch.float32:
+            return torch.ops.fused_losses.scaled(gradient, factor, dtype)
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    if factor.is_cpu and factor.item() == 1.0:  # a number that is here already
+        return gradient
+    return gradient.mul_(factor)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..backends.choice import KERNELS
+from ..backends.choice import KERNELS, Kernels
 from ..backends.fake import accumulate_dtype, label_shape
 from ..reference import softmax as reference
 from ._common import (
+    LOW_PRECISION,
     check_tensors,
     choose_backend,
     divided_sum,
+    is_batched,
     is_small,
     output_dtype,
     plain,
     reduction_name,
     reference_gradients,
+    scaled_over,
     wants_graph,
+    without_values,
 )
 
 # Looking at labels on a GPU waits for the device, so it is only done when asked for.
@@ -298,11 +304,11 @@ def _softmax_loss(
         return CrossEntropyFunction.apply(
             input, target, weight, sample_weight, options, reduction, out_dtype, inplace_backward, backend
         )
-    return _forward(backend, input, target, weight, sample_weight, reduction, *options, out_dtype)[0]
-
-
-def _forward(backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
     forward = KERNELS[backend].cross_entropy_forward
+    return _computed(forward, input, target, weight, sample_weight, reduction, *options, out_dtype)[0]
+
+
+def _computed(forward: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         return forward(*arguments)
     try:
@@ -346,7 +352,10 @@ def _by_reference(
 
 
 class CrossEntropyFunction(torch.autograd.Function):
-    """Saves the inputs and each row's maximum and log-sum; backward recomputes the softmax from them."""
+    """Saves the inputs and each row's maximum and log-sum; backward recomputes the softmax from them.
+
+    Where a CPU's kernels can, the gradient of the loss is made with the loss, while the logits are in the caches.
+    """
 
     @staticmethod
     def forward(
@@ -361,7 +370,13 @@ class CrossEntropyFunction(torch.autograd.Function):
         inplace_backward: bool,
         backend: str,
     ) -> Tensor:
-        loss, stats = _forward(backend, input, target, weight, sample_weight, reduction, *options, out_dtype)
+        arguments = input, target, weight, sample_weight, reduction, *options, out_dtype
+        kernels = KERNELS[backend]
+        ctx.at_once = _is_made_at_once(ctx, kernels, input, reduction, inplace_backward)
+        if ctx.at_once:
+            loss, stats, ctx.gradient = _computed(kernels.cross_entropy_with_gradient, *arguments)
+        else:
+            loss, stats = _computed(kernels.cross_entropy_forward, *arguments)
         ctx.save_for_backward(input, target, weight, sample_weight, stats)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype
         ctx.inplace_backward, ctx.backend = inplace_backward, backend
@@ -380,9 +395,27 @@ class CrossEntropyFunction(torch.autograd.Function):
                 needed,
                 grad_output,
             )
+        elif ctx.at_once and not is_batched(grad_output) and math.isfinite(grad_output.item()):
+            gradients = [scaled_over(_gradient_at_once(ctx, saved), grad_output, input.dtype), None]
         else:
             gradients = _gradients(ctx, saved, grad_output, needed)
         return (*gradients, None, None, None, None, None, None, None)
+
+
+def _is_made_at_once(ctx: Any, kernels: Kernels, input: Tensor, reduction: str, inplace_backward: bool) -> bool:
+    """Whether one upstream number scales the gradient, without a second rounding that would be seen."""
+    if kernels.cross_entropy_with_gradient is None or inplace_backward or without_values():
+        return False
+    return reduction != "none" and input.dtype not in LOW_PRECISION and ctx.needs_input_grad[:2] == (True, False)
+
+
+def _gradient_at_once(ctx: Any, saved: tuple[Tensor, ...]) -> Tensor:
+    """What forward has made, whose memory the first to come takes; to others the same once more."""
+    gradient = ctx.__dict__.pop("gradient", None)
+    if gradient is not None:
+        return gradient
+    with_gradient = KERNELS[ctx.backend].cross_entropy_with_gradient
+    return with_gradient(*saved[:-1], ctx.reduction, *ctx.options, ctx.out_dtype)[2]
 
 
 def _gradients(

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor  # pyright: ignore[reportMissingModuleSource, reportMissingImports]
 
 from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
-from .._common import without_values
+from .._common import is_batched, without_values
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -279,8 +278,3 @@ def operator(function: Callable[..., Any], *upstream: Tensor) -> Callable[..., A
     if without_values() or any(map(is_batched, upstream)):
         return getattr(torch.ops.fused_losses, function.__name__).default
     return function
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor stands for many, as a vectorised Jacobian hands them back."""
-    return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .tracing import Trace
 
 
+Elements = dict[tuple[Value, Positions], Expression]
 WORTH_MEMORY = 32  # operations for each element, above which it is written to memory and read again
 COSTLY = frozenset(
     [
@@ -68,9 +69,11 @@ class Lowering:
         self.steps: list[Stage | Extern] = []
         self.used: dict[str, None] = {}  # buffers that are read
         self.parameters: dict[str, None] = {}
-        self._elements: dict[tuple[Value, Positions], Expression] = {}  # of the stage at hand
+        self._elements: Elements = {}  # of the stage at hand
+        self._draft: Elements = {}  # of the next stage
         self._stored: set[Value] = set()  # what is kept in memory, as one stage reads it at many places
         self._nodes: dict[Any, Expression] = {}
+        self._looking_up: set[Expression] = set()
 
     # Expressions, of which equal ones are one object.
 
@@ -79,7 +82,13 @@ class Lowering:
         node = self._nodes.get(key)
         if node is None:
             self._nodes[key] = node = Expression(op, dtype, arguments, tuple(attributes.items()))
+            if op == "checked" or not self._looking_up.isdisjoint(node.children):
+                self._looking_up.add(node)
         return node
+
+    def looks_up(self, expression: Expression) -> bool:
+        """Whether it takes a checked index."""
+        return expression in self._looking_up
 
     def number(self, number: Any, dtype: torch.dtype) -> Expression:
         """A constant, a size or a hyper-parameter in a dtype."""
@@ -145,7 +154,7 @@ class Lowering:
             return None
         (dimension,) = value.dimensions
         extent, *more = value.operand.digits[dimension]
-        if more or is_one(extent):
+        if more or is_one(extent) or not self.is_lookup(value, positions):
             return None
         along = (Position.of({"term": 1}, 0),)
         around, self._elements = self._elements, {}
@@ -153,6 +162,17 @@ class Lowering:
         self._elements = around
         lone = lone_term(self, term, "term", size_of(extent))
         return None if lone is None else self.cast(lone, value.dtype)
+
+    def is_lookup(self, value: Reduction, positions: Positions) -> bool:
+        """Whether what is reduced is looked up; where it is not, this drafts the stage that follows."""
+        stored = len(self._stored)
+        around, self._elements = self._elements, {}
+        expression = self._own(value.operand, _along_axes(value.operand, value.dimensions)[2])
+        draft, self._elements = self._elements, around
+        if self.looks_up(expression):
+            return True
+        self._draft = draft if len(self._stored) == stored else {}
+        return False
 
     # Buffers.
 
@@ -178,20 +198,8 @@ class Lowering:
 
     def _stage(self, value: Value, operand: Value, reduced: Sequence[int], combine: Any) -> None:
         """Adds the stage that loops over the digits of an operand."""
-        outer: list[Axis] = []
-        inner: list[Axis] = []
-        positions: list[tuple[Position, ...]] = []
-        for d, digits in enumerate(operand.digits):
-            along: list[Position] = []
-            for digit in digits:
-                if is_one(digit):
-                    along.append(ORIGIN)
-                    continue
-                axis = Axis(f"i{len(outer) + len(inner)}", size_of(digit))
-                (inner if d in reduced else outer).append(axis)
-                along.append(Position.of({axis.name: 1}, 0))
-            positions.append(tuple(along))
-        expression = self._computed(operand, tuple(positions))
+        outer, inner, positions = _along_axes(operand, reduced)
+        expression = self._computed(operand, positions)
         if combine in ("any", "all"):
             expression = self.cast(expression, torch.bool)
         elif combine in ("sum", "prod"):
@@ -205,31 +213,25 @@ class Lowering:
 
     def _computed(self, operand: Value, positions: Positions) -> Expression:
         """The expression of a stage, in which nothing large is computed at many places."""
-        around = self._elements
+        around, self._elements, self._draft = self._elements, self._draft, {}
         while True:
-            self._elements = {}
             expression = self._own(operand, positions)
             repeated = self._most_repeated()
             if repeated is None:
                 self._elements = around
                 return expression
             self._stored.add(repeated)
+            self._elements = {}
 
     def _most_repeated(self) -> Value | None:
         """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
-        times: dict[tuple[Value, Any], int] = {}  # that it is computed for each of its elements
-        expressions: dict[Value, Expression] = {}
-        for (value, positions), expression in self._elements.items():
-            flat = [position for each in positions for position in each]
-            # What is only read at some places of a dimension, as stacked tensors are, is computed once at each.
-            place = value, tuple(position.constant for position in flat)
-            # A strided piece is computed between its elements too.
-            times[place] = times.get(place, 0) + math.prod(position.divisor for position in flat)
-            expressions.setdefault(value, expression)
+        found: dict[Value, list[Positions]] = {}
+        for value, positions in self._elements:
+            found.setdefault(value, []).append(positions)
         costs: dict[Value, int] = {}
-        for (value, _), count in times.items():
-            if count > 2:
-                costs[value] = costs.get(value, 0) + (count - 1) * cost(expressions[value])
+        for value, everywhere in found.items():
+            if repetitions := _repetitions(everywhere):
+                costs[value] = repetitions * cost(self._elements[value, everywhere[0]])
         value = max(costs, key=lambda value: costs[value], default=None)
         return value if value is not None and costs[value] > WORTH_MEMORY else None
 
@@ -274,6 +276,39 @@ class Lowering:
         self.steps.append(Extern((reshaped,), torch.ops.aten.reshape.default, (Read(buffer.name), list(sizes))))
         self.used[name] = None
         return reshaped
+
+
+def _repetitions(everywhere: Sequence[Positions]) -> int:
+    """How often a value that is read at some positions is computed for each of its elements, beyond the first time."""
+    flat = [[position for each in positions for position in each] for positions in everywhere]
+    # A strided piece is computed between its elements too.
+    times = [math.prod([position.divisor for position in positions]) for positions in flat]
+    if sum(times) <= 2:
+        return 0
+    # What is only read at some places of a dimension, as stacked tensors are, is computed once at each.
+    by_place: dict[Any, int] = {}
+    for positions, count in zip(flat, times):
+        place = tuple([position.constant for position in positions])
+        by_place[place] = by_place.get(place, 0) + count
+    return sum(count - 1 for count in by_place.values() if count > 2)
+
+
+def _along_axes(operand: Value, reduced: Collection[int]) -> tuple[list[Axis], list[Axis], Positions]:
+    """Axes along the digits of an operand, those that are reduced apart, and the positions that they are."""
+    outer: list[Axis] = []
+    inner: list[Axis] = []
+    positions: list[tuple[Position, ...]] = []
+    for d, digits in enumerate(operand.digits):
+        along: list[Position] = []
+        for digit in digits:
+            if is_one(digit):
+                along.append(ORIGIN)
+                continue
+            axis = Axis(f"i{len(outer) + len(inner)}", size_of(digit))
+            (inner if d in reduced else outer).append(axis)
+            along.append(Position.of({axis.name: 1}, 0))
+        positions.append(tuple(along))
+    return outer, inner, tuple(positions)
 
 
 @dataclass(frozen=True)

@@ -332,14 +332,16 @@ def _arange(tracer: Any, *bounds: Any, step: Any = 1, dtype: Any = None, **optio
 # Reductions.
 
 
-def reduced(x: Value, dimensions: Any, combine: Combine, dtype: torch.dtype, keepdim: bool = False) -> Value:
+def reduced(
+    tracer: Any, x: Value, dimensions: Any, combine: Combine, dtype: torch.dtype, keepdim: bool = False
+) -> Value:
     """A reduction over dimensions; over all of them where there are none."""
     if dimensions is None or (isinstance(dimensions, (list, tuple)) and not dimensions):
         dimensions = range(x.ndim)
     elif isinstance(dimensions, int):
         dimensions = [dimensions]
     chosen = sorted({d % x.ndim if x.ndim else 0 for d in dimensions})
-    result = reduction(x, chosen, combine, dtype)
+    result = reduction(tracer.outline, x, chosen, combine, dtype)
     if keepdim and x.ndim:
         return with_ones(result, chosen)
     return result
@@ -376,48 +378,48 @@ def _sum_dtype(x: Value, dtype: torch.dtype | None) -> torch.dtype:
 @operator("sum")
 def _sum(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = _sum_dtype(x, dtype)
-    return reduced(cast(x, dtype), dim, "sum", dtype, keepdim)
+    return reduced(tracer, cast(x, dtype), dim, "sum", dtype, keepdim)
 
 
 @operator("mean")
 def _mean(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = dtype or x.dtype
-    return mapped("div", dtype, reduced(cast(x, dtype), dim, "sum", dtype, keepdim), count(x, dim))
+    return mapped("div", dtype, reduced(tracer, cast(x, dtype), dim, "sum", dtype, keepdim), count(x, dim))
 
 
 @operator("prod")
 def _prod(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = _sum_dtype(x, dtype)
-    return reduced(cast(x, dtype), dim, "prod", dtype, keepdim)
+    return reduced(tracer, cast(x, dtype), dim, "prod", dtype, keepdim)
 
 
 @operator("amax")
 def _amax(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    return reduced(x, dim, "max", x.dtype, keepdim)
+    return reduced(tracer, x, dim, "max", x.dtype, keepdim)
 
 
 @operator("amin")
 def _amin(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    return reduced(x, dim, "min", x.dtype, keepdim)
+    return reduced(tracer, x, dim, "min", x.dtype, keepdim)
 
 
 def _extreme(combine: Combine, arg: Combine, tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
     if isinstance(dim, Value):
         return _binary("maximum" if combine == "max" else "minimum", tracer, x, dim)
-    values = reduced(x, dim, combine, x.dtype, keepdim)
+    values = reduced(tracer, x, dim, combine, x.dtype, keepdim)
     if dim is None:
         return values
-    return values, _position(arg, x, dim, keepdim)
+    return values, _position(tracer, arg, x, dim, keepdim)
 
 
-def _position(arg: Combine, x: Value, dim: int | None, keepdim: bool) -> Value:
-    result = reduced(x, dim, arg, torch.int64, keepdim)
+def _position(tracer: Any, arg: Combine, x: Value, dim: int | None, keepdim: bool) -> Value:
+    result = reduced(tracer, x, dim, arg, torch.int64, keepdim)
     alone = x.ndim == 0 or (dim is not None and is_one(x.shape[dim]))
     return Scalar(0, torch.int64, result.shape) if alone else result
 
 
 def _arg_extreme(arg: Combine, tracer: Any, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
-    return _position(arg, x, dim, keepdim)
+    return _position(tracer, arg, x, dim, keepdim)
 
 
 OPERATORS["max"], OPERATORS["min"] = partial(_extreme, "max", "argmax"), partial(_extreme, "min", "argmin")
@@ -425,7 +427,7 @@ OPERATORS["argmax"], OPERATORS["argmin"] = partial(_arg_extreme, "argmax"), part
 
 
 def _boolean(combine: Combine, tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    return reduced(cast(x, torch.bool), dim, combine, torch.bool, keepdim)
+    return reduced(tracer, cast(x, torch.bool), dim, combine, torch.bool, keepdim)
 
 
 OPERATORS["any"], OPERATORS["all"] = partial(_boolean, "any"), partial(_boolean, "all")
@@ -433,13 +435,13 @@ OPERATORS["any"], OPERATORS["all"] = partial(_boolean, "any"), partial(_boolean,
 
 @operator("count_nonzero")
 def _count_nonzero(tracer: Any, x: Value, dim: Any = None) -> Value:
-    return reduced(cast(cast(x, torch.bool), torch.int64), dim, "sum", torch.int64)
+    return reduced(tracer, cast(cast(x, torch.bool), torch.int64), dim, "sum", torch.int64)
 
 
 def _variance_and_mean(tracer: Any, x: Value, dim: Any, correction: Any, keepdim: bool) -> tuple[Value, Value]:
     mean = _mean(tracer, x, dim, True) if x.ndim else x
     difference = mapped("sub", x.dtype, x, mean)
-    squares = reduced(mapped("mul", x.dtype, difference, difference), dim, "sum", x.dtype, keepdim)
+    squares = reduced(tracer, mapped("mul", x.dtype, difference, difference), dim, "sum", x.dtype, keepdim)
     divisor = count(x, dim) - (1 if correction is None else correction)
     variance = mapped("div", x.dtype, squares, torch.sym_max(divisor, 0))
     return variance, _mean(tracer, x, dim, keepdim)

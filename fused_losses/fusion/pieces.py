@@ -51,11 +51,12 @@ def _either(
 
 def _only_where(lowering: Lowering, condition: Expression, expression: Expression) -> Expression:
     """An element of which no index is checked but where a condition holds: elsewhere nobody asked for it."""
-    done = {node: node for node in condition.nodes}  # what it takes to know that
-    every = [node for node in expression.nodes if node not in done]
-    if all(node.op != "checked" for node in every):
+    if not lowering.looks_up(expression):
         return expression
-    for node in every:
+    done = {node: node for node in condition.nodes}  # what it takes to know that
+    for node in expression.nodes:
+        if node in done:
+            continue
         arguments = [done[argument] for argument in node.arguments]
         if node.op == "checked":
             arguments = [lowering.where(condition, arguments[0], lowering.number(0, torch.int64))]

@@ -26,21 +26,23 @@ JOINS = {
 }
 
 
-def reduction(x: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype) -> Value:
+def reduction(
+    outline: Outline, x: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype
+) -> Value:
     """A value combined over some of its dimensions: pieces by operations, everything else by a loop."""
     rest = list(dimensions)
     for dim in reversed(dimensions if combine in JOINS else ()):
-        if is_piecewise(x, dim):
+        if is_piecewise(outline, x, dim):
             places = [place_of(x, dim, k) for k in range(x.shape[dim])]
             x = reduce(lambda a, b: Map(JOINS[combine], dtype, [a, b], dtype), places)
             rest = [d - (d > dim) for d in rest if d != dim]
     if dimensions and not rest:
         return x
     kept = [d for d in range(x.ndim) if d not in rest]
-    return Reduction(x, rest, combine, dtype, [k for k, d in enumerate(kept) if is_piecewise(x, d)])
+    return Reduction(x, rest, combine, dtype, [k for k, d in enumerate(kept) if is_piecewise(outline, x, d)])
 
 
-def is_piecewise(x: Value, dim: int) -> bool:
+def is_piecewise(outline: Outline, x: Value, dim: int) -> bool:
     """Whether the place along a dimension, of which there are a few, alone decides between tensors."""
     if not (x.ndim and _is_few(x.shape[dim]) and len(x.digits[dim]) == 1):
         return False
@@ -49,7 +51,7 @@ def is_piecewise(x: Value, dim: int) -> bool:
         tuple(ORIGIN if is_one(digit) else Position.of({axis: 1}, 0) for axis, digit in zip(*each))
         for each in zip(axes, x.digits)
     )
-    expression = _Outline().element(x, positions)
+    expression = outline.element(x, positions)
     return _chooses(expression, axes[dim][0]) and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
 
 
@@ -68,11 +70,14 @@ def _is_along(condition: Expression, axis: str) -> bool:
     return axes == {axis} and all(node.op != "load" for node in parts)
 
 
-class _Outline(Lowering):
+class Outline(Lowering):
     """Elements as if everything reduced were one point: with all in sight that they choose from, and without steps."""
 
     def __init__(self) -> None:
         super().__init__({}, "")
+
+    def is_lookup(self, value: Reduction, positions: Positions) -> bool:
+        return self.looks_up(self.load_stored(value, positions))
 
     def load_stored(self, value: Value, positions: Positions) -> Expression:
         assert isinstance(value, Reduction)

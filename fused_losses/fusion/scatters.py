@@ -58,7 +58,7 @@ def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> An
 
     terms: Value = Computed(shape, x.dtype, None, term)
     if not is_one(index.shape[dim]):
-        return mapped("add", x.dtype, x, reduced(terms, [x.ndim], "sum", x.dtype))
+        return mapped("add", x.dtype, x, reduced(tracer, terms, [x.ndim], "sum", x.dtype))
     alone = View(terms, x.shape, x.digits, lambda lowering, positions: (*positions, (ORIGIN,)))
     return mapped("add", x.dtype, x, alone) if add else alone
 
@@ -144,7 +144,7 @@ def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], o
 
     of_x = [digits[own[d]] if d in own else x.digits[d] for d in range(x.ndim)]
     terms = Computed([*x.shape, *(shape[k] for k in over)], x.dtype, [*of_x, *(digits[k] for k in over)], term)
-    sums = reduced(terms, range(x.ndim, terms.ndim), "sum", x.dtype)
+    sums = reduced(tracer, terms, range(x.ndim, terms.ndim), "sum", x.dtype)
     return sums if isinstance(x, Scalar) and x.number == 0 else mapped("add", x.dtype, x, sums)
 
 

@@ -155,6 +155,8 @@ def _common_names(
 
 def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
     """Axes of one point are taken out of every index."""
+    if all(names.get(axis.name) == axis.name for axis in stage.axes + stage.reduced):
+        return stage
 
     def index_of(index: Index | Expression) -> Index | Expression:
         if isinstance(index, Expression):
@@ -170,7 +172,7 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
     for node in stage.expression.nodes:
         attributes = tuple((name, attribute(name, value)) for name, value in node.attributes)
         arguments = tuple(done[id(argument)] for argument in node.arguments)
-        done[id(node)] = replace(node, arguments=arguments, attributes=attributes)
+        done[id(node)] = Expression(node.op, node.dtype, arguments, attributes)
     rename = lambda axes: tuple(replace(axis, name=names.get(axis.name, axis.name)) for axis in axes)
     expression = done[id(stage.expression)]
     return replace(stage, axes=rename(stage.axes), reduced=rename(stage.reduced), expression=expression)

@@ -108,6 +108,12 @@ class Assumptions:
 
     def bounds(self, polynomial: Polynomial) -> tuple[int, int]:
         """What a polynomial is at least and at most, where its signs say so."""
+        if len(polynomial) == 1 and () not in polynomial:  # nearly always one size
+            ((monomial, coefficient),) = polynomial.items()
+            least = [self.least[index] for index in monomial]
+            if min(least) >= 0:
+                constant = coefficient * math.prod(least)
+                return (constant, LARGEST) if coefficient > 0 else (-LARGEST, constant)
         shifted: Polynomial = {}
         for monomial, coefficient in polynomial.items():
             product: Polynomial = {(): coefficient}
@@ -208,7 +214,8 @@ class Number:
         return self.maybe_as_int() is not None
 
     def maybe_as_int(self) -> int | None:
-        if isinstance(self.formula, dict) and not self.formula.keys() - {()}:
+        formula = self.formula
+        if isinstance(formula, dict) and len(formula) <= (() in formula):
             return self.hint
         return None
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .externs import LEFT_TO_TORCH, results
+from .piecewise import Outline
 from .sizes import Assumptions
 from .values import Extent, External, ExternalCall, Input, Scalar, Value
 
@@ -160,6 +161,7 @@ class Tracer(TorchDispatchMode):
         self.device, self.assumptions = device, assumptions
         self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
         self.constants: dict[Input, Tensor] = {}
+        self.outline = Outline()
         self.where, self.in_gradient = "", False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

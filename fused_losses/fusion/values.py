@@ -45,6 +45,8 @@ def quotient(a: Extent, b: Extent) -> Extent | None:
 
 def same(x: Extent, y: Extent) -> bool:
     """Whether two extents are equal whatever the sizes are."""
+    if x is y:
+        return True
     difference = x - y
     return isinstance(difference, int) and difference == 0
 
@@ -417,7 +419,7 @@ def broadcast(operands: Sequence[Value]) -> tuple[list[Extent], list[Digits], li
             if is_one(shape[out]):
                 shape[out], digits[out] = operand.shape[d], operand.digits[d]
                 continue
-            if not shape[out] == operand.shape[d]:
+            if shape[out] is not operand.shape[d] and not shape[out] == operand.shape[d]:
                 raise RuntimeError(f"sizes {shape[out]} and {operand.shape[d]} do not broadcast")
             common = refined(digits[out], operand.digits[d])
             if common is None:

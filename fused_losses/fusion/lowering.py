@@ -154,7 +154,7 @@ class Lowering:
             return None
         (dimension,) = value.dimensions
         extent, *more = value.operand.digits[dimension]
-        if more or is_one(extent) or not self.is_lookup(value, positions):
+        if more or is_one(extent) or not self.may_be_lone(value, positions):
             return None
         along = (Position.of({"term": 1}, 0),)
         around, self._elements = self._elements, {}
@@ -163,13 +163,14 @@ class Lowering:
         lone = lone_term(self, term, "term", size_of(extent))
         return None if lone is None else self.cast(lone, value.dtype)
 
-    def is_lookup(self, value: Reduction, positions: Positions) -> bool:
-        """Whether what is reduced is looked up; where it is not, this drafts the stage that follows."""
+    def may_be_lone(self, value: Reduction, positions: Positions) -> bool:
+        """Whether one term alone is not 0, wherever it is read; where that is not so, this drafts the stage to come."""
         stored = len(self._stored)
         around, self._elements = self._elements, {}
-        expression = self._own(value.operand, _along_axes(value.operand, value.dimensions)[2])
+        _, (axis,), along = _along_axes(value.operand, value.dimensions)
+        term = self._own(value.operand, along)
         draft, self._elements = self._elements, around
-        if self.looks_up(expression):
+        if self.looks_up(term) and lone_term(self, term, axis.name, axis.extent) is not None:
             return True
         self._draft = draft if len(self._stored) == stored else {}
         return False

@@ -76,7 +76,7 @@ class Outline(Lowering):
     def __init__(self) -> None:
         super().__init__({}, "")
 
-    def is_lookup(self, value: Reduction, positions: Positions) -> bool:
+    def may_be_lone(self, value: Reduction, positions: Positions) -> bool:
         return self.looks_up(self.load_stored(value, positions))
 
     def load_stored(self, value: Value, positions: Positions) -> Expression:

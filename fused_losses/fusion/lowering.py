@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .tracing import Trace
 
 
-Elements = dict[tuple[Value, Positions], Expression]
+Elements = dict[Value, dict[Positions, Expression]]
 WORTH_MEMORY = 32  # operations for each element, above which it is written to memory and read again
 COSTLY = frozenset(
     [
@@ -137,11 +137,11 @@ class Lowering:
     def element(self, value: Value, positions: Positions) -> Expression:
         if value in self._stored:
             return self.load_stored(value, positions)
-        key = (value, positions)
-        element = self._elements.get(key)
+        known = self._elements.get(value, {})
+        element = known.get(positions) if known else None  # to hash positions takes a while
         if element is None:
             element = self._own(value, positions)
-            self._elements[key] = element
+            self._elements.setdefault(value, {})[positions] = element
         return element
 
     def _own(self, value: Value, positions: Positions) -> Expression:
@@ -226,13 +226,10 @@ class Lowering:
 
     def _most_repeated(self) -> Value | None:
         """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
-        found: dict[Value, list[Positions]] = {}
-        for value, positions in self._elements:
-            found.setdefault(value, []).append(positions)
         costs: dict[Value, int] = {}
-        for value, everywhere in found.items():
-            if repetitions := _repetitions(everywhere):
-                costs[value] = repetitions * cost(self._elements[value, everywhere[0]])
+        for value, elements in self._elements.items():
+            if repetitions := _repetitions(elements):
+                costs[value] = repetitions * cost(next(iter(elements.values())))
         value = max(costs, key=lambda value: costs[value], default=None)
         return value if value is not None and costs[value] > WORTH_MEMORY else None
 
@@ -279,7 +276,7 @@ class Lowering:
         return reshaped
 
 
-def _repetitions(everywhere: Sequence[Positions]) -> int:
+def _repetitions(everywhere: Iterable[Positions]) -> int:
     """How often a value that is read at some positions is computed for each of its elements, beyond the first time."""
     flat = [[position for each in positions for position in each] for positions in everywhere]
     # A strided piece is computed between its elements too.

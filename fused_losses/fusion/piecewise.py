@@ -26,9 +26,7 @@ JOINS = {
 }
 
 
-def reduction(
-    outline: Outline, x: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype
-) -> Value:
+def reduction(outline: Outline, x: Value, dimensions: Sequence[int], combine: Combine, dtype: torch.dtype) -> Value:
     """A value combined over some of its dimensions: pieces by operations, everything else by a loop."""
     rest = list(dimensions)
     for dim in reversed(dimensions if combine in JOINS else ()):

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from evaluator import evaluate
 
 from fused_losses.fusion.ir import Extern
-from fused_losses.fusion.lowering import lower
+from fused_losses.fusion.lowering import Lowering, lower, lower_at_once
+from fused_losses.fusion.piecewise import Outline
 from fused_losses.fusion.sizes import Assumptions
 from fused_losses.fusion.tracing import CannotFuse, trace
+from fused_losses.fusion.values import Input
 
 
 def traced(loss, tensors, wanted):
@@ -291,3 +293,38 @@ def test_what_cannot_be_traced_says_why(reason):
         traced(REFUSED[reason], [PAIR[0]], (0,))
     if reason != "returns float":
         assert "test_lowering.py:" in str(refused.value)
+
+
+def softened(x, steps):
+    """Sums over rows, each of what the last has left."""
+    for _ in range(steps):
+        x = x - x.exp().sum(-1, keepdim=True).log()
+    return x.square().sum()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Who asks for elements of inputs, once for each time."""
+    found = []
+    plain = Input.element
+
+    def noted(self, lowering, positions):
+        found.append(type(lowering))
+        return plain(self, lowering, positions)
+
+    monkeypatch.setattr(Input, "element", noted)
+    return found
+
+
+def test_a_stage_asks_for_an_element_once(reads):
+    program = lower_at_once(traced(lambda x: softened(x, 4), [torch.randn(5, 7)], [0]))
+    assert reads.count(Lowering) <= len(program.steps)
+
+
+def test_a_stack_is_outlined_once(reads):
+    views = [torch.randn(5, 7) for _ in range(3)]
+    traced(lambda *given: softened(torch.stack(given), 2), views, range(3))
+    few = reads.count(Outline)
+    reads.clear()
+    traced(lambda *given: softened(torch.stack(given), 8), views, range(3))
+    assert 0 < reads.count(Outline) <= few

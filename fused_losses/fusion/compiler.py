@@ -36,7 +36,12 @@ FLAGS = (
     "-ffp-contract=off",
 )
 # Less of what takes up to two thirds of a build, and was measured to make no kernel faster, where a compiler knows it.
-QUICKER = ("--param=max-unswitch-level=1", "--param=max-gcse-memory=1024", "-fno-gcse-after-reload")
+QUICKER = (
+    "-fno-unswitch-loops",
+    "--param=max-completely-peel-times=4",  # what vectors leave over stays a loop; those over a tensor's axes are short
+    "--param=max-gcse-memory=1024",
+    "-fno-gcse-after-reload",
+)
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512", *_AVX2)
 CAPABILITIES = {"default": (), "avx2": _AVX2, "avx512": _AVX512}

@@ -35,7 +35,7 @@ TERMS_EACH = 32
 MOST_PLACES = 256  # on a GPU, where each place looks at every term
 
 
-def _scattered(x: Value, dim: int, index: Value, source: Value, add: bool) -> Any:
+def _scattered(tracer: Any, x: Value, dim: int, index: Value, source: Value, add: bool) -> Any:
     """x with elements of a source put, or added, where an index says; where only one index is looked at."""
     dim = dimension_of(x, dim)
     if not x.ndim or not index.ndim:
@@ -70,7 +70,7 @@ def _scatter(tracer: Any, x: Value, dim: int, index: Value, source: Any, reduce:
     value = source if isinstance(source, Value) and source.ndim else expanded(as_value(source, x.dtype), index.shape)
     if isinstance(source, Value) and source.ndim and not all(same(a, b) for a, b in zip(source.shape, index.shape)):
         return NotImplemented
-    return _scattered(x, dim, index, value, add=False)
+    return _scattered(tracer, x, dim, index, value, add=False)
 
 
 @operator("scatter_add")
@@ -80,7 +80,7 @@ def _scatter_add(tracer: Any, x: Value, dim: int, index: Value, source: Value) -
         return NotImplemented
     terms = index.shape[dim]
     if isinstance(terms, int) and terms <= MOST_TERMS:
-        return _scattered(x, dim, index, source, add=True)
+        return _scattered(tracer, x, dim, index, source, add=True)
     others = {d: d for d in range(x.ndim) if d != dim}
     if not all(x.shape[d] == index.shape[d] for d in others):
         return NotImplemented

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,15 @@ LARGE = 8 << 20  # bytes from which memory that was used before is worth asking 
 MOST_LAYOUTS = 1024  # of operands, that are remembered
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
 _Plan = tuple[Any, bytes, list[tuple[str, Callable[[], Tensor]]]]  # the function, its layout, what makes each result
-Step = Callable[[dict[str, Tensor], Sequence[float]], None]  # adds what it makes to the tensors
+
+
+class Step(Protocol):
+    """What a program does in turn."""
+
+    touched: tuple[str, ...]  # the buffers that it reads or makes
+
+    def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float], /) -> None:
+        """Adds what it makes to the tensors."""
 
 
 class Compiled:
@@ -37,7 +45,12 @@ class Compiled:
         self.language, self.libraries = language, libraries
         self._inputs = tuple(buffer.name for buffer in program.inputs)
         self._outputs = program.outputs
-        self._steps = steps
+        last = {name: k for k, step in enumerate(steps) for name in step.touched}
+        kept = {*self._inputs, *self._outputs}
+        # Each step, and what no later one needs.
+        self._steps = [
+            (step, [name for name, at in last.items() if at == k and name not in kept]) for k, step in enumerate(steps)
+        ]
 
     def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[float] = ()) -> list[Tensor]:
         """The outputs, in order.
@@ -46,8 +59,10 @@ class Compiled:
             IndexError: if an index that the program reads is out of range, on the CPU.
         """
         tensors = dict(zip(self._inputs, inputs))
-        for step in self._steps:
+        for step, done_with in self._steps:
             step(tensors, parameters)
+            for name in done_with:
+                del tensors[name]
         return [tensors[name] for name in self._outputs]
 
 
@@ -113,6 +128,7 @@ class _Kernels:
 
     def __init__(self, call: cpp.Call, libraries: Libraries, buffers: Mapping[str, Buffer], parameters: int) -> None:
         self._name, self._libraries, self._operands = call.name, libraries, call.operands
+        self.touched = (*call.operands, *call.results)
         filled = [*(buffers[name] for name in call.results), *call.scratch]
         self._results = [(buffer.name, _shape(buffer.sizes), buffer.dtype) for buffer in filled]
         self._scratch = [buffer.name for buffer in call.scratch]
@@ -154,6 +170,7 @@ class Operator:
 
     def __init__(self, extern: Extern) -> None:
         self._target, self._results = extern.target, [buffer.name for buffer in extern.buffers]
+        self.touched = (*cpp.needed(extern), *self._results)
         self._arguments = [_giving(value) for value in extern.arguments]
         self._keywords = {name: _giving(value) for name, value in extern.keywords.items()}
 

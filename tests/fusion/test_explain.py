@@ -89,6 +89,20 @@ def test_what_torch_runs():
     assert found.backward.least == x + y + product + x + y
 
 
+def test_what_has_been_read_is_let_go_of():
+    """At no time is more there than what an operator gives, and what it takes."""
+
+    def again_and_again(x, y):
+        for _ in range(6):
+            x = torch.sin(x @ y)
+        return x.sum()
+
+    x, y = torch.randn(256, 64), torch.randn(64, 64)
+    loss = fuse(again_and_again, strict=True)
+    loss(x, y)
+    assert peak_bytes(lambda: loss(x, y)) < 2.5 * x.nbytes
+
+
 def test_the_last_call_counts():
     loss = fuse(lambda x: x.square().sum(), strict=True)
     with torch.no_grad():

@@ -72,6 +72,7 @@ class _Launcher:
         extents += [axis.extent for stage in tile.stages for axis in stage.axes]
         needed = [*launch.operands, *inputs_of(launch.numbers, extents)]
         self._given = tuple(dict.fromkeys(name for name in needed if name not in made))
+        self.touched = (*self._given, *made)
         self._plans: dict[Any, Plan] = {}
 
     def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:

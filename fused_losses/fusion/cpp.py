@@ -169,10 +169,7 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     split = [part for kernel in kernels for part in kernel.split]
     crossing |= {read for part in split for stage in part.stages for read in stage.reads if read in home}
     inner = {
-        stage.buffer.name
-        for kernel in (*kernels, *split)
-        for stage in kernel.stages
-        if not kernel.is_local(stage) or len(stage.axes) > len(kernel.outer)
+        stage.buffer.name for kernel in (*kernels, *split) for stage in kernel.stages if not kernel.is_point(stage)
     }
     memory = Memory(
         {**strided, **made}, frozenset(strided), frozenset({*results, *crossing, *inner}), frozenset(results)

@@ -14,8 +14,6 @@ from .values import Value
 
 # Torch's decompositions of the first two look at all pairs of elements; the other wants sizes of the compiler's kind.
 LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward"}
-COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128, torch.float16: torch.complex32}
-REAL = {value: key for key, value in COMPLEX.items()}
 
 
 def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
@@ -30,13 +28,13 @@ def _real_to_complex(x: Value, dims: list[int], norm: int, onesided: bool) -> Te
     shape = list(x.shape)
     if onesided:
         shape[dims[-1]] = shape[dims[-1]] // 2 + 1
-    return _meta(shape, COMPLEX[x.dtype])
+    return _meta(shape, x.dtype.to_complex())
 
 
 def _complex_to_real(x: Value, dims: list[int], norm: int, length: Any) -> Tensor:
     shape = list(x.shape)
     shape[dims[-1]] = length
-    return _meta(shape, REAL[x.dtype])
+    return _meta(shape, x.dtype.to_real())
 
 
 # Of those whose shape functions in torch would fix every size, or import the compiler.
@@ -54,8 +52,6 @@ SHAPES: dict[str, Callable[..., Any]] = {
 
 def results(tracer: Any, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """What an operator returns, as tensors without elements."""
-    from .table import OPERATORS
-
     values, keywords = tree_map(tracer.value, args), tree_map(tracer.value, kwargs)
     if name in SHAPES:
         return SHAPES[name](*values, **keywords)
@@ -74,9 +70,6 @@ def results(tracer: Any, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     try:
         return called(torch.device("meta"))
     except Exception:  # the shape function does not take open sizes, and says so in one of many ways
-        if (func.is_view or name.endswith("_scatter")) and name in OPERATORS:  # of complex numbers
-            value = OPERATORS[name](tracer, *values, **keywords)
-            return _meta(value.shape, value.dtype)
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         with FakeTensorMode() as mode:

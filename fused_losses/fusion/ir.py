@@ -20,6 +20,8 @@ import torch
 
 # What low-precision floats are computed in, and kept in where no tensor holds them.
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+# Operators that look at memory in another shape.
+ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "view_as_real", "view_as_complex")}
 T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
@@ -53,7 +55,7 @@ class Size:
     arguments: tuple[Size, ...] = ()
 
 
-ZERO, ONE = Size("const", 0), Size("const", 1)
+ZERO, ONE, TWO = Size("const", 0), Size("const", 1), Size("const", 2)
 
 
 @hashed_once
@@ -97,6 +99,8 @@ class Expression:
             the axes but adds each value at its place.
         "cumulated": one argument and ``index`` (tuple of one Index, an axis): the sum of it over the points of the axis
             up to here. What a stage stores, and nothing else.
+        "pair": two arguments, which stand along a last dimension of the buffer that is no axis. What a stage stores,
+            and nothing else.
         "exp_nonpositive": one argument that is at most 0, whose exponential it is.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
@@ -159,7 +163,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Stage:
-    """One computed buffer, whose dimensions are ``axes`` in order (dimensions of size 1 have an axis too).
+    """One computed buffer, whose dimensions are ``axes`` in order (those of size 1 have an axis too), then a pair's.
 
     Stages over the same domain name its axes alike and share the nodes of their expressions.
     """
@@ -183,6 +187,11 @@ class Stage:
         """The axis that the stage has to run along in order, if any: it adds up what came before."""
         node = self.expression
         return node["index"][0].terms[0][0] if node.op == "cumulated" else None
+
+    @property
+    def values(self) -> tuple[Expression, ...]:
+        """What it stores for each point, one after the other."""
+        return self.expression.arguments if self.expression.op == "pair" else (self.expression,)
 
     @cached_property
     def domain(self) -> tuple[Axis, ...]:

@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ir import WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
+from .ir import ALIASES, TWO, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
-from .values import ORIGIN, External, Input, Position, Positions, Reduction, Stored, Value, is_one, size_of
+from .values import (
+    ORIGIN,
+    Complex,
+    External,
+    Input,
+    Pairs,
+    Position,
+    Positions,
+    Reduction,
+    Stored,
+    Value,
+    is_one,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from .tracing import Trace
@@ -186,7 +199,9 @@ class Lowering:
     def buffer(self, value: Value) -> Buffer:
         """Where a value is in memory; its step is added where there is none yet."""
         if value not in self.buffers:
-            if isinstance(value, External):
+            if isinstance(value, Complex):
+                self.buffers[value] = self.buffer(value.in_memory)
+            elif isinstance(value, External):
                 self._call(value)
             elif isinstance(value, Reduction):
                 self._reduce(value)
@@ -205,7 +220,8 @@ class Lowering:
             expression = self.cast(expression, torch.bool)
         elif combine in ("sum", "prod"):
             expression = self.cast(expression, value.dtype)
-        buffer = Buffer(self._new_name(), tuple(axis.extent for axis in outer), value.dtype)
+        extents = [axis.extent for axis in outer] + [TWO] * (expression.op == "pair")
+        buffer = Buffer(self._new_name(), tuple(extents), value.dtype)
         if not inner:
             combine = None
             expression = self.cast(spread(expression), value.dtype)
@@ -237,7 +253,7 @@ class Lowering:
         self._stage(value, value.operand, value.dimensions, value.combine)
 
     def _store(self, value: Value) -> None:
-        operand = value.operand if isinstance(value, Stored) else value
+        operand = value.operand if isinstance(value, (Pairs, Stored)) else value
         self._stage(value, operand, (), None)
 
     def _call(self, value: External) -> None:
@@ -359,7 +375,7 @@ def _inputs(trace: Trace) -> dict[Value, Buffer]:
 def _is_kept(value: Value) -> bool:
     """Whether backward reads the forward's result rather than computing it again."""
     if isinstance(value, External):
-        return value.call.target is not torch.ops.aten.reshape.default
+        return value.call.target not in ALIASES
     return isinstance(value, Reduction)
 
 

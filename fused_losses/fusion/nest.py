@@ -38,7 +38,7 @@ class Nest:
         for stage in loop.stages:
             for node in stage.expression.nodes:
                 self.values[id(node)] = self._value(node)
-            result(self, stage, self.values[id(stage.expression)])
+            result(self, stage, [self.values[id(value)] for value in stage.values])
 
     def lines(self) -> list[str]:
         head = [f"// {stage.buffer.name}{_reduction_note(stage)}" for stage in self.loop.stages]
@@ -81,7 +81,7 @@ class Nest:
         varies = any(name in self.body for name in arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
             return arguments[0]
-        if node.op in ("placed", "cumulated"):  # what ``results`` adds up
+        if node.op in ("placed", "cumulated", "pair"):  # what ``results`` adds up or stores
             return arguments[0]
         if node.op == "checked":
             return self._checked(arguments[0], size_of(node["size"]), varies)

@@ -54,7 +54,8 @@ def promoted(*arguments: Any) -> torch.dtype:
     result: torch.dtype | None = None
     for dtype in groups:
         if dtype is not None and (result is None or _category(dtype) > _category(result)):
-            result = dtype
+            keeps_precision = dtype.is_complex and result is not None and result.is_floating_point
+            result = result.to_complex() if keeps_precision else dtype  # type: ignore[union-attr]
     assert result is not None
     return result
 
@@ -62,6 +63,8 @@ def promoted(*arguments: Any) -> torch.dtype:
 def _dtype_of_number(number: Any) -> torch.dtype:
     if isinstance(number, bool):
         return torch.bool
+    if isinstance(number, complex):
+        return torch.get_default_dtype().to_complex()
     return torch.int64 if isinstance(number, (int, torch.SymInt)) else torch.get_default_dtype()
 
 

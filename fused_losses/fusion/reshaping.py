@@ -12,11 +12,10 @@ from .operators import operator
 from .values import (
     Digits,
     Extent,
-    External,
-    ExternalCall,
     Positions,
     Value,
     View,
+    external,
     is_one,
     merged,
     product,
@@ -60,9 +59,7 @@ def _is_plain(x: Value, shape: Sequence[Extent]) -> bool:
 
 def _stored_as(x: Value, shape: Sequence[Extent]) -> Value:
     """The value in memory, seen in another shape there."""
-    call = ExternalCall(torch.ops.aten.reshape.default, (x, list(shape)), {}, "")
-    call.outputs.append(External(call, 0, tuple(shape), x.dtype))
-    return call.outputs[0]
+    return external(torch.ops.aten.reshape.default, (x, list(shape)), shape, x.dtype)
 
 
 def _regrouping(x: Value, shape: Sequence[Extent]) -> tuple[list[Digits], list[list[list[Extent]]]] | None:

@@ -27,8 +27,9 @@ REDUCTIONS = {
 }
 
 
-def result(nest: Nest, stage: Stage, value: str) -> None:
-    """Stores the value of a stage, or reduces it."""
+def result(nest: Nest, stage: Stage, values: Sequence[str]) -> None:
+    """Stores the values of a stage, or reduces the only one."""
+    value, *_ = values
     if stage.combine is not None:
         _reduce(nest, stage, value)
     elif stage.cumulated is not None:
@@ -36,7 +37,8 @@ def result(nest: Nest, stage: Stage, value: str) -> None:
     elif nest.of.kernel.is_point(stage):
         _local(nest, stage, value, nest.body.store, nest.joins)
     else:
-        _write(nest, stage, value)
+        for part, value in enumerate(values):
+            _write(nest, stage, value, part)
 
 
 def _local(nest: Nest, stage: Stage, value: str, store: Callable[[str], None], joins: list[str]) -> None:
@@ -55,19 +57,19 @@ def _local(nest: Nest, stage: Stage, value: str, store: Callable[[str], None], j
         joins.append(f"{out}.put({nest.seek(out)}, n, {origin}, {local});")
 
 
-def _write(nest: Nest, stage: Stage, value: str) -> None:
-    """A result for each point of outer and inner axes, which goes to its buffer at once."""
+def _write(nest: Nest, stage: Stage, value: str, part: int) -> None:
+    """A result for each point of outer and inner axes, which goes to its buffer at once; it may be part of a pair."""
     if not nest.lanes:
-        nest.scalars.append(f"narrow({value}, {_data(stage)}[{_place(nest, stage)}]);")
+        nest.scalars.append(f"narrow({value}, {_data(stage)}[{_place(nest, stage, part)}]);")
         return
-    block, put = _place_of_block(nest, stage)
+    block, put = _place_of_block(nest, stage, part)
     nest.body.store(f"{block}[i] = {value};")
     nest.joins.append(put)
 
 
-def _place_of_block(nest: Nest, stage: Stage) -> tuple[str, str]:
+def _place_of_block(nest: Nest, stage: Stage, part: int = 0) -> tuple[str, str]:
     """Where a block of results is computed, and what takes it to its buffer then."""
-    out, origin = _output(nest, stage)
+    out, origin = _output(nest, stage, part)
     kind, block = COMPUTED[stage.buffer.dtype], nest.of.name("o")
     scratch = nest.of.array(kind)
     nest.blocks.append(f"{held(kind)}* {block} = {out}.place({nest.seek(out)}, n, {origin}, {scratch});")
@@ -78,24 +80,23 @@ def _data(stage: Stage) -> str:
     return f"a.data_{identifier(stage.buffer.name)}"
 
 
-def _output(nest: Nest, stage: Stage) -> tuple[str, str]:
+def _output(nest: Nest, stage: Stage, part: int = 0) -> tuple[str, str]:
     """The view that writes a buffer, and where its lanes start."""
     name = stage.buffer.name
     by_axis = {axis.name: nest.memory.stride(name, d) for d, axis in enumerate(stage.axes)}
     numel = product(stage.buffer.sizes) if name in nest.memory.returned else "0"
     out = nest.space.view("Output", _data(stage), by_axis, numel)
-    return out, _place(nest, stage)
+    return out, _place(nest, stage, part)
 
 
-def _place(nest: Nest, stage: Stage) -> str:
+def _place(nest: Nest, stage: Stage, part: int = 0) -> str:
     """The offset in a stage's buffer of the point that the loops around the lanes are at."""
-    return total(
-        [
-            (axis.name, nest.memory.stride(stage.buffer.name, dimension))
-            for dimension, axis in enumerate(stage.axes)
-            if axis.extent != ONE and axis.name not in nest.lane_names
-        ]
-    )
+    along = [
+        (axis.name, nest.memory.stride(stage.buffer.name, dimension))
+        for dimension, axis in enumerate(stage.axes)
+        if axis.extent != ONE and axis.name not in nest.lane_names
+    ]
+    return total([*along, (str(part), "1")])
 
 
 def _cumulate(nest: Nest, stage: Stage, value: str) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .lookups import checked
 
+aten = torch.ops.aten
+
 
 def one_hot(tracer: Any, tensor: Tensor, num_classes: Any = -1) -> Tensor:
     """Whether the classes are in range is seen when they are read."""
@@ -18,6 +20,58 @@ def one_hot(tracer: Any, tensor: Tensor, num_classes: Any = -1) -> Tensor:
         raise tracer.refusal("one_hot without num_classes looks at the values; pass num_classes")
     classes = torch.arange(num_classes, device=tensor.device)
     return (tracer.traced(checked(tracer.value(tensor), num_classes)).unsqueeze(-1) == classes).to(torch.int64)
+
+
+class RealTransform(torch.autograd.Function):
+    """The Fourier transform of real numbers, whose gradient is a transform to real ones, as the other way round.
+
+    Torch's own pads half a spectrum with zeros and transforms as many complex numbers, of which it takes the real part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, normalization: int) -> Tensor:
+        ctx.dim, ctx.normalization, ctx.length = dim, normalization, x.shape[dim]
+        return aten._fft_r2c(x, [dim], normalization, True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # Frequencies that stand for two count twice in a transform to real numbers; the others are taken as real.
+        place = torch.arange(grad.shape[ctx.dim], device=grad.device).unflatten(
+            0, [-1, *[1] * (grad.ndim - ctx.dim - 1)]
+        )
+        stands_for_one = (place == 0) | (2 * place == ctx.length)
+        real, imag = torch.view_as_real(grad).unbind(-1)
+        weighted = torch.complex(torch.where(stands_for_one, real, real / 2), torch.where(stands_for_one, 0, imag / 2))
+        return aten._fft_c2r(weighted, [ctx.dim], ctx.normalization, ctx.length), None, None
+
+
+NORMALIZATIONS = {None: 0, "backward": 0, "ortho": 1, "forward": 2}
+
+
+def rfft(tracer: Any, input: Tensor, n: int | None = None, dim: int = -1, norm: str | None = None) -> Tensor:
+    if not input.is_floating_point() or norm not in NORMALIZATIONS:
+        return torch.fft.rfft(input, n, dim, norm)
+    dim = dim % input.ndim
+    return RealTransform.apply(_resized(input, n, dim), dim, NORMALIZATIONS[norm])
+
+
+def rfftn(tracer: Any, input: Tensor, s: Any = None, dim: Any = None, norm: str | None = None) -> Tensor:
+    if dim is None:
+        dim = range(input.ndim) if s is None else range(-len(s), 0)
+    *others, last = dim
+    half = rfft(tracer, input, None if s is None else s[-1], last, norm)
+    return torch.fft.fftn(half, None if s is None else s[:-1], others, norm) if others else half
+
+
+def rfft2(tracer: Any, input: Tensor, s: Any = None, dim: Any = (-2, -1), norm: str | None = None) -> Tensor:
+    return rfftn(tracer, input, s, dim, norm)
+
+
+def _resized(input: Tensor, n: int | None, dim: int) -> Tensor:
+    """As many elements along a dimension as are transformed: what is missing is 0."""
+    if n is None or n == -1:
+        return input
+    return aten.constant_pad_nd(input, [0, 0] * (input.ndim - dim - 1) + [0, n - input.shape[dim]])
 
 
 def stft(
@@ -46,9 +100,17 @@ def stft(
         window = torch.ones(length, dtype=input.dtype, device=input.device) if window is None else window
         before = (n_fft - length) // 2
         frames = frames * F.pad(window, (before, n_fft - length - before))
-    transform = torch.fft.rfft if onesided or onesided is None else torch.fft.fft
-    spectrum = transform(frames, norm="ortho" if normalized else "backward").transpose(-1, -2)
+    norm = "ortho" if normalized else "backward"
+    half = onesided or onesided is None
+    spectrum = (rfft(tracer, frames, norm=norm) if half else torch.fft.fft(frames, norm=norm)).transpose(-1, -2)
     return spectrum if input.ndim == 2 else spectrum.squeeze(0)
 
 
-REWRITES: dict[Any, Callable[..., Tensor]] = {F.one_hot: one_hot, torch.stft: stft, Tensor.stft: stft}
+REWRITES: dict[Any, Callable[..., Tensor]] = {
+    F.one_hot: one_hot,
+    torch.stft: stft,
+    Tensor.stft: stft,
+    torch.fft.rfft: rfft,
+    torch.fft.rfft2: rfft2,
+    torch.fft.rfftn: rfftn,
+}

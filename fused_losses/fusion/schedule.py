@@ -44,7 +44,8 @@ class Kernel:
 
     def is_point(self, stage: Stage) -> bool:
         """Whether a stage has one result for every point of the outer axes."""
-        return self.is_local(stage) and len([x for x in stage.axes if x.extent != ONE]) == len(self.outer)
+        is_one = len(stage.values) == 1 and len([x for x in stage.axes if x.extent != ONE]) == len(self.outer)
+        return is_one and self.is_local(stage)
 
     @property
     def rest(self) -> tuple[Axis, ...]:
@@ -112,7 +113,7 @@ def unified(program: Program) -> list[Stage | Extern]:
             continue
         names = _common_names(step, along, extents, made)
         steps.append(_renamed(step, names))
-        along[step.buffer.name] = [names.get(axis.name) for axis in step.axes]
+        along[step.buffer.name] = [names.get(axis.name) for axis in step.axes] + [None] * (len(step.values) - 1)
         made.add(step.buffer.name)
     return steps
 

@@ -5,4 +5,5 @@ from . import pieces as pieces
 from . import reshaping as reshaping
 from . import scatters as scatters
 from . import views as views
+from .complexes import OPERATORS as COMPLEX_OPERATORS  # noqa: F401
 from .operators import OPERATORS as OPERATORS

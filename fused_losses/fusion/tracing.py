@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from .externs import LEFT_TO_TORCH, results
 from .piecewise import Outline
 from .sizes import Assumptions
-from .values import Extent, External, ExternalCall, Input, Scalar, Value
+from .values import Complex, Extent, External, ExternalCall, Input, Scalar, Value
 
 aten = torch.ops.aten
 # Operators of Python in which a size or a hyper-parameter may stand beside a tensor.
@@ -165,7 +165,7 @@ class Tracer(TorchDispatchMode):
         self.where, self.in_gradient = "", False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from .table import OPERATORS
+        from .table import COMPLEX_OPERATORS, OPERATORS
 
         kwargs = kwargs or {}
         if not self.in_gradient:
@@ -178,8 +178,8 @@ class Tracer(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._in_place(func, name, args, kwargs)
         complex_numbers = _has_complex_numbers([*args, *kwargs.values()])
-        handler = OPERATORS.get(name)
-        if handler is not None and not complex_numbers:
+        handler = (COMPLEX_OPERATORS if complex_numbers else OPERATORS).get(name)
+        if handler is not None:
             result = handler(self, *self._values(args), **self._values(kwargs))
             if result is not NotImplemented:
                 return self._wrapped(func, args, kwargs, result)
@@ -222,6 +222,8 @@ class Tracer(TorchDispatchMode):
 
     def constant(self, tensor: Tensor) -> Value:
         """A tensor that the loss made of numbers."""
+        if tensor.is_complex():
+            return Complex(self.constant(tensor.real), self.constant(tensor.imag))
         if tensor.ndim == 0:
             return Scalar(tensor.item(), tensor.dtype)
         value = Input(f"constant{len(self.constants)}", tensor.shape, tensor.dtype)
@@ -259,18 +261,15 @@ class Tracer(TorchDispatchMode):
             view.base, view._of, view.view_of, view.put = base, base.value, view_of, put
 
     def _in_place(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        from .operators import cast, expanded
-
         written = args[0] if args and isinstance(args[0], Traced) else None
         if not name.endswith("_") or written is None:
             raise self.refusal(f"{name} writes into a tensor that it is given")
         with self:
-            if name == "copy_":
-                new = self._values(args[1])
-            else:
-                new = getattr(getattr(aten, name[:-1]), func._overloadname)(*args, **kwargs).value
+            compute = getattr(getattr(aten, name[:-1]), func._overloadname) if name != "copy_" else None
+            new = args[1] if compute is None else compute(*args, **kwargs)
+            new = aten.expand(aten._to_copy(new, dtype=written.dtype), written.shape)
             try:
-                written.write(expanded(cast(new, written.dtype), written.value.shape))
+                written.write(new.value)
             except CannotFuse as reason:
                 raise self.refusal(f"{name} {reason}; use {name[:-1]}") from reason
         return written
@@ -289,7 +288,7 @@ class Tracer(TorchDispatchMode):
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
-        call = ExternalCall(func, self._values(args), self._values(kwargs), self.where)
+        call = ExternalCall(func, self._values(args), self._values(kwargs))
         outputs, structure = tree_flatten(returned)
         call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(outputs)]
         if isinstance(returned, Tensor):
@@ -300,7 +299,9 @@ class Tracer(TorchDispatchMode):
 def _has_complex_numbers(arguments: Any) -> bool:
     if isinstance(arguments, (list, tuple)):
         return any(map(_has_complex_numbers, arguments))
-    return isinstance(arguments, Tensor) and arguments.is_complex()
+    if isinstance(arguments, Tensor):
+        return arguments.is_complex()
+    return isinstance(arguments, complex) or (isinstance(arguments, torch.dtype) and arguments.is_complex)
 
 
 class Numbers(TorchFunctionMode):
@@ -383,6 +384,8 @@ def trace(
     Raises:
         CannotFuse: with the reason.
     """
+    if any(tensor.is_complex() for tensor in tensors):
+        raise CannotFuse("it takes complex numbers; real ones are fused, and what becomes of them")
     device = tensors[0].device
     inputs = _inputs(tensors, assumptions)
     leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
@@ -393,6 +396,8 @@ def trace(
         for output in outputs:
             if not isinstance(output, Traced):
                 raise CannotFuse(f"it returns {type(output).__name__}, which is no tensor computed from its arguments")
+            if output.is_complex():
+                raise CannotFuse("it returns complex numbers")
         wanted = [leaf for leaf, need in zip(leaves, requires_grad) if need]
         tracer.where, tracer.in_gradient = "in its gradient", True
         cotangents = [

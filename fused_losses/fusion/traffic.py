@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cpp import Run, laid_out, needed
-from .ir import Buffer, Expression, Extern, Index, Program, Stage
+from .ir import ALIASES, Buffer, Expression, Extern, Index, Program, Stage
 from .schedule import Kernel, unified
 from .sizes import Shapes, evaluate
 
@@ -56,7 +56,7 @@ def least(program: Program, saved: Sequence[str], shapes: Shapes) -> int:
 
 def computes(step: Extern) -> bool:
     """Whether an operator does more than to look at memory in another shape."""
-    return "reshape" not in str(step.target)
+    return step.target not in ALIASES
 
 
 def numel(buffer: Buffer, shapes: Shapes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from .ir import ZERO, Combine, Expression, Index, Size, hashed_once
 if TYPE_CHECKING:
     from .lowering import Lowering
 
+aten = torch.ops.aten
 Extent = Any  # int or torch.SymInt, whose arithmetic type checkers take for that of floats
 Digits = tuple[Extent, ...]
 
@@ -393,6 +395,11 @@ class External(Value):
         buffer = lowering.buffer(self)
         return lowering.load(buffer.name, self.dtype, [p for each in positions for p in each])
 
+    @cached_property
+    def pairs(self) -> External:
+        """Complex numbers as their real and imaginary parts, along a last dimension: the same memory."""
+        return external(aten.view_as_real.default, (self,), (*self.shape, 2), self.dtype.to_real())
+
 
 @dataclass(eq=False)
 class ExternalCall:
@@ -401,8 +408,46 @@ class ExternalCall:
     target: Any
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    where: str
     outputs: list[External] = field(default_factory=list)
+
+
+def external(target: Any, arguments: tuple[Any, ...], shape: Sequence[Extent], dtype: torch.dtype) -> External:
+    """What an operator that torch runs returns, where that is one tensor."""
+    call = ExternalCall(target, arguments, {})
+    call.outputs.append(External(call, 0, shape, dtype))
+    return call.outputs[0]
+
+
+class Complex(Value):
+    """Complex numbers, whose parts are computed like anything else, and lie side by side where torch reads them."""
+
+    def __init__(self, real: Value, imag: Value):
+        shape, digits, self.parts = broadcast([real, imag])
+        super().__init__(shape, real.dtype.to_complex(), digits)
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        return lowering.make("pair", self.dtype.to_real(), *self.elements(lowering, positions))
+
+    def elements(self, lowering: Lowering, positions: Positions) -> list[Expression]:
+        """The real and the imaginary part of an element."""
+        return [lowering.element(part, restricted(lowering, positions, self, part)) for part in self.parts]
+
+    @cached_property
+    def in_memory(self) -> External:
+        return external(aten.view_as_complex.default, (Pairs(self),), self.shape, self.dtype)
+
+
+class Pairs(Value):
+    """Real and imaginary parts along a last dimension."""
+
+    def __init__(self, operand: Complex):
+        super().__init__((*operand.shape, 2), operand.dtype.to_real(), (*operand.digits, (2,)))
+        self.operand = operand
+
+    def element(self, lowering: Lowering, positions: Positions) -> Expression:
+        *rest, (last,) = positions
+        is_real = lowering.compare("eq", last.expression(lowering), lowering.number(0, torch.int64))
+        return lowering.where(is_real, *self.operand.elements(lowering, tuple(rest)))
 
 
 def broadcast(operands: Sequence[Value]) -> tuple[list[Extent], list[Digits], list[Value]]:
@@ -432,9 +477,7 @@ def as_whole(value: Value) -> Value:
     """The same tensor with one digit for each dimension; in memory, where it has more."""
     if all(len(digits) == 1 for digits in value.digits):
         return value
-    call = ExternalCall(torch.ops.aten.reshape.default, (value, list(value.shape)), {}, "")
-    call.outputs.append(External(call, 0, value.shape, value.dtype))
-    return call.outputs[0]
+    return external(aten.reshape.default, (value, list(value.shape)), value.shape, value.dtype)
 
 
 def restricted(lowering: Lowering, positions: Positions, of: Value, operand: Value) -> Positions:

@@ -1,6 +1,7 @@
 """Runs a program of the fusion package in plain torch, element by element of its definition: the oracle of lowering."""
 
 import operator
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +40,9 @@ class Evaluator:
         for step in self.program.steps:
             if isinstance(step, Extern):
                 self.call(step)
+            elif step.expression.op == "pair":
+                parts = [self.stage(replace(step, expression=value)) for value in step.values]
+                self.buffers[step.buffer.name] = torch.stack(parts, -1)
             else:
                 self.buffers[step.buffer.name] = self.stage(step)
         return [self.buffers[name] for name in self.program.outputs]
@@ -85,7 +89,7 @@ class Evaluator:
         dims = list(range(len(stage.axes), len(axes)))
         assert bool(dims) == (stage.combine is not None)
         result = value.to(wide) if stage.combine is None else self.reduce(value.to(wide), dims, stage.combine)
-        assert tuple(result.shape) == tuple(self.size(s) for s in stage.buffer.sizes)
+        assert tuple(result.shape) == tuple(shape[: len(stage.axes)])
         return result.to(stage.buffer.dtype).contiguous()
 
     def reduce(self, value, dims, combine):

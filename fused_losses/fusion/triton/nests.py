@@ -102,7 +102,7 @@ class NestWriter:
         arguments = [self.values[id(argument)] for argument in node.arguments]
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == COMPUTED[node.dtype]:
             return arguments[0]
-        if node.op == "cumulated":
+        if node.op in ("cumulated", "pair"):
             return arguments[0]
         if node.op == "checked":
             return self._checked(node, arguments[0])
@@ -191,7 +191,7 @@ class NestWriter:
     # Results
 
     def _result(self, stage: Stage) -> None:
-        value = self._poisoned(stage)
+        value, *others = [self._poisoned(stage, value) for value in stage.values]
         if stage.combine is not None:
             self._reduce(stage, value)
         elif stage.cumulated is not None:
@@ -201,11 +201,11 @@ class NestWriter:
             self.body.append(f"{name}_value = {value}")
             self._finish_point(stage, name, self.body)
         else:
-            self.body.append(self._store(stage, value))
+            self.body += [self._store(stage, text, part) for part, text in enumerate([value, *others])]
 
-    def _poisoned(self, stage: Stage) -> str:
-        """The value of a stage; NaN where an index that goes into it is out of range, as a GPU cannot raise in time."""
-        value, dtype = self.values[id(stage.expression)], stage.expression.dtype
+    def _poisoned(self, stage: Stage, expression: Expression) -> str:
+        """A value of a stage; NaN where an index that goes into it is out of range, as a GPU cannot raise in time."""
+        value, dtype = self.values[id(expression)], expression.dtype
         text = typed(value.text, dtype)
         checks = [self.inside[id(node)] for node in stage.expression.nodes if node.op == "checked"]
         if not checks or not dtype.is_floating_point:
@@ -219,8 +219,10 @@ class NestWriter:
         if stage.buffer.name in self.of.stored:
             lines.append(self._store(stage, f"{name}_value"))
 
-    def _store(self, stage: Stage, value: str) -> str:
+    def _store(self, stage: Stage, value: str, part: int = 0) -> str:
         indices = [Index() if axis.extent == ONE else Index(((axis.name, 1),)) for axis in stage.axes]
+        if len(stage.values) > 1:
+            indices.append(Index((), Size("const", part)))
         pointer, along = self._pointer(stage.buffer.name, indices)
         masked = "".join(f", mask={mask}" for mask in self._mask(along))
         return f"tl.store({pointer}, {value}.to({identifier(stage.buffer.name)}.dtype.element_ty){masked})"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import compiler
-from ..ir import Axis, Extern, Program
+from ..ir import Axis, Extern, Program, Stage
 from ..runtime import MOST_LAYOUTS, Compiled, Operator, number_of
 from ..schedule import product
 from .numbers import inputs_of, value_of
@@ -119,14 +119,15 @@ class _Planner:
         self.parts = max(1, min(shared, PROGRAMS // max(1, others)))
         self.programs = others * self.parts
         own = {PART: self.parts, PROGRAM: self.programs}
-        axes = {stage.buffer.name: stage.axes for stage in tile.stages}
-        self.shapes = [
-            [own[axis.name] if axis.name in own else number_of(axis.extent)(tensors) for axis in axes[buffer.name]]
-            for buffer in launch.results
-        ]
+        stages = {stage.buffer.name: stage for stage in tile.stages}
+        self.shapes = [self._shape(stages[buffer.name], own) for buffer in launch.results]
 
     def _count(self, axes: Sequence[Axis]) -> int:
         return number_of(product([axis.extent for axis in axes]))(self.tensors)
+
+    def _shape(self, stage: Stage, own: Mapping[str, int]) -> list[int]:
+        along = [own.get(axis.name) or number_of(axis.extent)(self.tensors) for axis in stage.axes]
+        return along + [len(stage.values)] * (len(stage.values) > 1)
 
     def plan(self) -> Plan:
         """The launch, once the results are there, whose strides it passes on."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..cpp import needed
 from ..expressions import identifier
-from ..ir import WIDE, Axis, Buffer, Extern, Program, Stage
+from ..ir import TWO, WIDE, Axis, Buffer, Extern, Program, Stage
 from .kernels import Space, Writer, indented
 from .numbers import Linear
 from .tiles import Tile, tiles
@@ -74,8 +74,8 @@ def source_of(program: Program) -> Source:
 def _buffer(stage: Stage, exact: set[str]) -> Buffer:
     """Where a stage's result is: intermediate ones of low precision keep what they were computed in."""
     name, dtype = stage.buffer.name, stage.buffer.dtype
-    axes = [axis.extent for axis in stage.axes]
-    return Buffer(name, tuple(axes), dtype if name in exact else WIDE.get(dtype, dtype))
+    sizes = [axis.extent for axis in stage.axes] + [TWO] * (len(stage.values) - 1)
+    return Buffer(name, tuple(sizes), dtype if name in exact else WIDE.get(dtype, dtype))
 
 
 def _read_elsewhere(planned: Sequence[Tile | Extern]) -> set[str]:

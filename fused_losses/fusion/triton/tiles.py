@@ -61,7 +61,7 @@ class Tile:
 
     def is_point(self, stage: Stage) -> bool:
         """Whether a stage has one value for each row, which stays in registers."""
-        return set(kept(stage)) == {*self.batch, *self.rows}
+        return len(stage.values) == 1 and set(kept(stage)) == {*self.batch, *self.rows}
 
 
 def tiles(program: Program) -> list[Tile | Extern]:

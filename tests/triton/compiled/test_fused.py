@@ -67,6 +67,11 @@ def ordered(x, y):
     return x.softmax(-1).cumsum(-1).square().mean() + y.cumsum(1).exp().mean() + put.exp().sum()
 
 
+def spectra(x, y):
+    """Pairs of numbers that are stored side by side."""
+    return (torch.fft.rfft(x).abs() - torch.fft.rfft(y.float()).abs()).abs().mean()
+
+
 KINDS = {
     "batch and total": (both(batch_and_total, torch.float32), (90,)),
     "elements": (both(robust, torch.bfloat16), (80, 120)),
@@ -76,6 +81,7 @@ KINDS = {
     "batch": (both(instances, torch.float32), (100,)),
     "places": (both(places, torch.float64), (90,)),
     "ordered": (both(ordered, torch.float32), (90,)),
+    "spectra": (both(spectra, torch.float32), (90,)),
 }
 
 

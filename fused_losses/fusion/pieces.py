@@ -28,7 +28,7 @@ from .values import (
 from .views import dimension_of, range_of, replaced, single, slice_of
 
 
-def _within(lowering: Lowering, position: Position, start: Any, end: Any) -> Expression:
+def within(lowering: Lowering, position: Position, start: Any, end: Any) -> Expression:
     """Whether start <= position < end, leaving out a bound that is None."""
     index = position.expression(lowering)
     bounds = [(op, bound) for op, bound in (("ge", start), ("lt", end)) if bound is not None]
@@ -40,7 +40,7 @@ def _within(lowering: Lowering, position: Position, start: Any, end: Any) -> Exp
     return lowering.make("logical_and", torch.bool, *tests)
 
 
-def _either(
+def either(
     lowering: Lowering, condition: Expression, a: Callable[[], Expression], b: Callable[[], Expression]
 ) -> Expression:
     """One of two elements; the other is not even looked at where it is known which."""
@@ -88,9 +88,9 @@ def _padded(x: Value, dim: int, before: Any, after: Any, value: Any) -> Value:
         moved = positions[dim][0].moved(lowering, 1, -before, guarded=True)
         low = None if isinstance(before, int) and before <= 0 else 0
         high = None if isinstance(after, int) and after <= 0 else size
-        return _either(
+        return either(
             lowering,
-            _within(lowering, moved, low, high),
+            within(lowering, moved, low, high),
             lambda: lowering.element(x, replaced(positions, dim, moved)),
             lambda: lowering.number(value, x.dtype),
         )
@@ -115,7 +115,7 @@ def _cat(tracer: Any, tensors: Sequence[Value], dim: int = 0) -> Value:
             moved = position.moved(lowering, 1, -start, guarded=len(tensors) > 1)
             at = replaced(positions, dim, ORIGIN if is_one(tensor.shape[dim]) else moved)
             piece = lowering.cast(lowering.element(tensor, at), dtype)
-            piece = _only_where(lowering, _within(lowering, moved, 0, tensor.shape[dim]), piece)
+            piece = _only_where(lowering, within(lowering, moved, 0, tensor.shape[dim]), piece)
             result = piece if result is None else lowering.where(before_end, piece, result)
         assert result is not None
         return result
@@ -130,7 +130,7 @@ def _candidates(
     result = []
     for k, (tensor, start) in enumerate(zip(tensors, starts)):
         is_last = k == len(tensors) - 1
-        before_end = lowering.number(True, torch.bool) if is_last else _within(lowering, position, None, starts[k + 1])
+        before_end = lowering.number(True, torch.bool) if is_last else within(lowering, position, None, starts[k + 1])
         is_known = before_end.op == "constant"
         if not is_known or before_end["value"]:
             result.append((tensor, start, before_end))
@@ -190,9 +190,9 @@ def _slice_scatter(
     def element(lowering: Lowering, positions: Positions) -> Expression:
         moved = positions[dim][0].moved(lowering, 1, -start, guarded=True).over(lowering, step)
         at = replaced(positions, dim, ORIGIN if is_one(source.shape[dim]) else moved)
-        return _either(
+        return either(
             lowering,
-            _within(lowering, moved, low, high),
+            within(lowering, moved, low, high),
             lambda: lowering.cast(lowering.element(source, at), x.dtype),
             lambda: lowering.element(x, positions),
         )
@@ -228,7 +228,7 @@ def _diagonal_scatter(tracer: Any, x: Value, source: Value, offset: int = 0, dim
         )
         along = row.moved(lowering, 1, -max(-offset, 0), guarded=True)
         at = tuple(positions[d] for d in rest) + ((ORIGIN if is_one(source.shape[-1]) else along,),)
-        return _either(
+        return either(
             lowering,
             on,
             lambda: lowering.cast(lowering.element(source, at), x.dtype),

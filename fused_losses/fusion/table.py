@@ -5,5 +5,6 @@ from . import pieces as pieces
 from . import reshaping as reshaping
 from . import scatters as scatters
 from . import views as views
+from . import windows as windows
 from .complexes import OPERATORS as COMPLEX_OPERATORS  # noqa: F401
 from .operators import OPERATORS as OPERATORS

@@ -129,5 +129,5 @@ LOSSES = (
     Entry(GradientDifferenceLoss, two_images, IMAGES, BENCH),
     Entry(SobelLoss, pair, IMAGES, BENCH),
     Entry(EdgeAwareSmoothnessLoss, disparities, IMAGES, (5, 3, 1024, 1024)),
-    Entry(SSIMLoss, two_images, IMAGES, BENCH, left_to_torch=("avg_pool2d",)),
+    Entry(SSIMLoss, two_images, IMAGES, BENCH),
 )

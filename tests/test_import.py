@@ -45,6 +45,24 @@ print("triton" in sys.modules)
     assert python(script) == "False"
 
 
+def test_fusing_does_not_import_the_compiler():
+    """A second of every user's first call. Torch's own decompositions of these do."""
+    script = """
+import sys, torch, torch.nn.functional as F, fused_losses
+
+def loss(x, y):
+    seen = F.softplus(x) + torch.logaddexp(x, y) + F.elu(x) + torch.special.erfcx(y) + torch.special.log_ndtr(x)
+    return (torch.logsumexp(seen, 1) + F.leaky_relu(y).sum(1)).mean()
+
+x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+fused = fused_losses.fuse(loss, strict=True)
+fused(x, y).backward()
+torch.testing.assert_close(fused(x, y), loss(x, y))
+print("torch._dynamo" in sys.modules)
+"""
+    assert python(script) == "False"
+
+
 def test_every_public_name_exists():
     import fused_losses
     from fused_losses import functional, testing

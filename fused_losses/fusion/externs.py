@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_map
 
 from .values import Value
 
-# Torch's decompositions of the first two look at all pairs of elements; the other wants sizes of the compiler's kind.
-LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward"}
+# Torch's decompositions and shape functions of these import the compiler, which takes a second.
+SPECIAL = [f"special_{name}" for name in ("erfcx", "ndtri", "i0e", "i1", "i1e", "bessel_j0", "bessel_j1")]
+# Its decompositions of the first two look at all pairs of elements; the third wants sizes of the compiler's kind.
+LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward", *SPECIAL}
 
 
 def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
@@ -22,6 +24,10 @@ def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
 
 def _same(x: Value, *options: Any, dtype: torch.dtype | None = None) -> Tensor:
     return _meta(x.shape, dtype or (torch.int64 if not x.dtype.is_floating_point else x.dtype))
+
+
+def _floating(x: Value) -> Tensor:
+    return _meta(x.shape, x.dtype if x.dtype.is_floating_point else torch.get_default_dtype())
 
 
 def _real_to_complex(x: Value, dims: list[int], norm: int, onesided: bool) -> Tensor:
@@ -39,6 +45,7 @@ def _complex_to_real(x: Value, dims: list[int], norm: int, length: Any) -> Tenso
 
 # Of those whose shape functions in torch would fix every size, or import the compiler.
 SHAPES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(SPECIAL, _floating),
     "cumsum": _same,
     "cumprod": _same,
     "logcumsumexp": _same,

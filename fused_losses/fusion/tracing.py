@@ -185,7 +185,7 @@ class Tracer(TorchDispatchMode):
                 return self._wrapped(func, args, kwargs, result)
         with self:
             if func in decomposition_table and not complex_numbers and name not in LEFT_TO_TORCH:
-                return decomposition_table[func](*args, **kwargs)
+                return _undecorated(decomposition_table[func])(*args, **kwargs)
             result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -294,6 +294,19 @@ class Tracer(TorchDispatchMode):
         if isinstance(returned, Tensor):
             return self._wrapped(func, args, kwargs, call.outputs[0])
         return tree_unflatten([self.traced(output) for output in call.outputs], structure)
+
+
+_KEEPS_COMPILER_OUT = torch._disable_dynamo(lambda: None).__code__
+
+
+def _undecorated(decomposition: Callable[..., Any]) -> Callable[..., Any]:
+    """A decomposition of torch's behind what keeps the compiler out of it, importing that first: a whole second."""
+    inner: Any = decomposition
+    while hasattr(inner, "__wrapped__"):
+        if inner.__code__ is _KEEPS_COMPILER_OUT:
+            return inner.__wrapped__
+        inner = inner.__wrapped__
+    return decomposition
 
 
 def _has_complex_numbers(arguments: Any) -> bool:

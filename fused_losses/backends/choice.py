@@ -149,5 +149,5 @@ def _prepared(backend: str) -> str:
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
         at_once = namespace.cross_entropy_with_gradient.default if backend == "cpp" else None
         on_chip = triton.head_statistics() if backend == "triton" else None
-        KERNELS[backend] = Kernels(*operators, at_once, on_chip)
+        KERNELS[backend] = Kernels(*operators, cross_entropy_with_gradient=at_once, head_statistics=on_chip)
     return backend

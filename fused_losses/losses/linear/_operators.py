@@ -122,7 +122,8 @@ def linear_log_probs_forward(
 ) -> tuple[Tensor, Tensor]:
     """What ``row_statistics`` says of every row's logits: the statistics (5, N) and the predictions (N)."""
     head, kernels = Head.cast(weight, bias, dtype), KERNELS[resolve(input.device.type, dtype, backend)]
-    if kernels.head_statistics is not None and dtype is not torch.float64:
+    # Backward multiplies another way: an only class would not have a probability of exactly 1.
+    if kernels.head_statistics is not None and dtype is not torch.float64 and len(weight) > 1:
         return kernels.head_statistics(input.to(dtype), *head, labels, softcap, temperature)
     statistics, prediction = _described(input, accumulate_dtype(dtype), True)
     counted = rows_that_count(labels, ignore_index)

@@ -245,6 +245,17 @@ def test_either_library_of_products_gives_the_same(in_blocks, biased, monkeypatc
         torch.testing.assert_close(value.double(), exact, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 31, 33, 100, 256, 257, 2047, 2048, 5000])
+@pytest.mark.parametrize("megabytes", [None, 1.2, 4.0])
+def test_chunks_are_whole_tiles_that_fit(rows, megabytes):
+    from fused_losses.losses.linear._head import LEAST_ROWS, WORKSPACE_MB, Head, chunk_rows
+
+    head = Head(torch.empty(1000, 2, dtype=torch.bfloat16), None)
+    size = chunk_rows(rows, head, megabytes)
+    assert size == rows or (size % LEAST_ROWS == 0 and size < rows)
+    assert size <= LEAST_ROWS or size * 1000 * 2 <= (megabytes or WORKSPACE_MB["cpu"]) * 2**20
+
+
 @pytest.mark.parametrize("value", [0, -1.0, 0.0, float("nan")])
 def test_a_workspace_of_nothing(value):
     module = LinearCrossEntropyLoss(FEATURES, CLASSES, max_workspace_mb=value)

@@ -178,9 +178,11 @@ def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int =
     budget = (WORKSPACE_MB.get(device, 512.0) if workspace_mb is None else workspace_mb) * 2**20
     row_bytes = buffers * (classes or len(weight)) * weight.element_size()
     fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // row_bytes
-    size = max(min(fitting, MOST_ROWS.get((device, weight.dtype), 8192)), LEAST_ROWS)
-    chunks = max(1, -(-rows // size))
-    return -(-rows // chunks)
+    # In whole tiles of a processor's matrix units.
+    most_tiles = max(min(fitting, MOST_ROWS.get((device, weight.dtype), 8192)) // LEAST_ROWS, 1)
+    tiles = -(-rows // LEAST_ROWS)
+    chunks = max(1, -(-tiles // most_tiles))
+    return max(1, min(-(-tiles // chunks) * LEAST_ROWS, rows))
 
 
 def logit_chunks(

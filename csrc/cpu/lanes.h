@@ -31,6 +31,18 @@ FL_INLINE void for_each_lanes(const A* x, int64_t n, A filling, const Body& body
   body(last);
 }
 
+// Calls body(kCount numbers, where their results go), which may be in their place.
+template <int64_t kCount, class A, class Body>
+FL_INLINE void map_lanes(const A* x, int64_t n, A filling, A* out, const Body& body) {
+  int64_t i = 0;
+  for (; i + kCount <= n; i += kCount) body(x + i, out + i);
+  if (i == n) return;
+  alignas(64) A last[kCount];
+  fill_up<kCount>(x + i, n - i, filling, last);
+  body(last, last);
+  __builtin_memcpy(out + i, last, static_cast<size_t>(n - i) * sizeof(A));
+}
+
 // Halves are joined until one number is left.
 template <int64_t kCount, class A, class Join>
 FL_INLINE A joined(A* lanes, const Join& join) {

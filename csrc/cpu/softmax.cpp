@@ -78,12 +78,14 @@ std::vector<const Tensor*> inputs_of(const SoftmaxCall& call) {
 // What forward returns, and what its mean divides by.
 template <class A>
 struct Results {
+  const SoftmaxProblem<A>& problem;
   Tensor loss, stats;
   A *maximum, *log_sum;
   double denominator;
 
   Results(const SoftmaxProblem<A>& problem, ScalarType out_dtype)
-      : loss(problem.call.reduction == Reduction::None
+      : problem(problem),
+        loss(problem.call.reduction == Reduction::None
                  ? empty_contiguous(problem.call.label_shape(), out_dtype, problem.call.logits)
                  : empty_scalar(out_dtype, problem.call.logits)),
         stats(empty_contiguous({2 * problem.rows + 1}, accumulate_type(problem.call.logits.scalar_type()),
@@ -99,9 +101,9 @@ struct Results {
     log_sum[problem.rows] = static_cast<A>(denominator);
   }
 
-  // run(way, sink, maximum, log_sum) adds the losses of all rows.
+  // run(way, sink) adds the losses of all rows.
   template <class Run>
-  std::tuple<Tensor, Tensor> made_by(const SoftmaxProblem<A>& problem, const Run& run) {
+  std::tuple<Tensor, Tensor> made_by(const Run& run) {
     int64_t tasks = 0;
     by_rows_or_pixels(problem, [&](const auto& way) { tasks = way.tasks(); });
     LossSink<A> sink(problem, loss, tasks);
@@ -115,9 +117,8 @@ template <class A>
 std::tuple<Tensor, Tensor> forward(const SoftmaxCall& call, ScalarType out_dtype) {
   const SoftmaxProblem<A> problem(call, inputs_of(call));
   Results<A> results(problem, out_dtype);
-  return results.made_by(problem, [&](const auto& way, LossSink<A>& sink) {
-    way.forward(sink, results.maximum, results.log_sum);
-  });
+  return results.made_by(
+      [&](const auto& way, LossSink<A>& sink) { way.forward(sink, results.maximum, results.log_sum); });
 }
 
 template <class A>
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor> forward_backward(const SoftmaxCall& call, ScalarType 
   Results<A> results(problem, out_dtype);
   const Upstream<A> upstream(problem, results.maximum, 1.0 / results.denominator);
   const Output<A> output(out, problem.f, out.data_ptr() != call.logits.data_ptr());
-  return results.made_by(problem, [&](const auto& way, LossSink<A>& sink) {
+  return results.made_by([&](const auto& way, LossSink<A>& sink) {
     way.forward_backward(sink, results.maximum, results.log_sum, upstream, output, gradient);
   });
 }

@@ -28,17 +28,11 @@ class Rows {
 
   void backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
     for_each_batch([&](int64_t, int64_t first, int64_t count, Scratch& scratch) {
-      Batch& batch = scratch.batch;
-      for_each_counted(first, count, [&](int64_t row, int64_t i) { batch.z[i] = label_logit(row); });
-      label_gradients(upstream, first, count, batch);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = first + i, start = at(gradient_tensor, row);
-        if (p_.is_ignored(row)) {
-          out.zero(p_.view.classes, start);
-        } else {
-          gradient_of(row, upstream, batch.label[i], out, start, scratch);
-        }
-      }
+      for_each_counted(first, count, [&](int64_t row, int64_t i) { scratch.batch.z[i] = label_logit(row); });
+      gradient_factors(upstream, first, count, scratch);
+      put_gradients(out, gradient_tensor, first, count, [&](int64_t row, int64_t i, int64_t start) {
+        gradient_of(row, upstream, i, out, start, scratch);
+      });
     });
   }
 
@@ -57,27 +51,23 @@ class Rows {
         batch.keep(i, exponentials_of(row, place(i)), z);
       });
       add_losses(sink, task, first, count, maximum, log_sum, batch);
-      label_gradients(upstream, first, count, batch);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = first + i, start = at(gradient_tensor, row);
-        if (p_.is_ignored(row)) {
-          out.zero(p_.view.classes, start);
-        } else {
-          gradient_from(row, upstream, i, batch, place(i), out, start, scratch);
-        }
-      }
+      gradient_factors(upstream, first, count, scratch);
+      put_gradients(out, gradient_tensor, first, count, [&](int64_t row, int64_t i, int64_t start) {
+        gradient_from(row, i, place(i), out, start, scratch);
+      });
     });
   }
 
   void target_backward(const Upstream<A>& upstream, const Output<A>& out, int gradient_tensor) const {
-    for_each_row([&](int64_t, int64_t row, Scratch& scratch) {
-      const int64_t start = at(gradient_tensor, row);
-      const A k = static_cast<A>(upstream(row) * (1.0 - p_.call.label_smoothing));
-      for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-        A* gradient = out.place(start + c, scratch.out);
-        const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
-        f_.row_target_gradient(z, upstream.maximum[row], upstream.log_sum[row], k, w, n, gradient);
-        out.put(gradient, 1, n, start + c);
+    for_each_batch([&](int64_t, int64_t first, int64_t count, Scratch& scratch) {
+      put_gradients(out, gradient_tensor, first, count, [&](int64_t row, int64_t, int64_t start) {
+        const A k = static_cast<A>(upstream(row) * (1.0 - p_.call.label_smoothing));
+        for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
+          A* gradient = out.place(start + c, scratch.out);
+          const A* w = p_.class_weight ? p_.class_weight + c : Problem::ones();
+          f_.row_target_gradient(z, upstream.maximum[row], upstream.log_sum[row], k, w, n, gradient);
+          out.put(gradient, 1, n, start + c);
+        });
       });
     });
   }
@@ -89,15 +79,15 @@ class Rows {
   };
   // What the rows of a task have each, so that what is computed once a row vectorises.
   struct Batch {
-    std::vector<A> maximum, top, rest, z, excess, label;
-    std::vector<double> total, gap, weight;
+    std::vector<A> maximum, top, rest, z, k, excess, label;
+    std::vector<double> total, gap, weight, slope;  // slope is excess + label, the factor of the softmax
 
     // An ignored row keeps what it starts with: its log-sum and loss are 0.
     void start(int64_t rows) {
       const auto count = static_cast<size_t>(rows);
-      for (auto* numbers : {&maximum, &rest, &z, &excess, &label}) numbers->assign(count, A(0));
+      for (auto* numbers : {&maximum, &rest, &z, &k, &excess, &label}) numbers->assign(count, A(0));
       top.assign(count, A(1));
-      for (auto* numbers : {&total, &gap, &weight}) numbers->resize(count);
+      for (auto* numbers : {&total, &gap, &weight, &slope}) numbers->resize(count);
     }
     void keep(int64_t i, const Sums& sums, A label_logit) {
       maximum[i] = sums.maximum, z[i] = label_logit;
@@ -117,15 +107,6 @@ class Rows {
     return p_.view.offset(tensor, row / p_.view.pixels) + row % p_.view.pixels * stride;
   }
 
-  template <class Body>
-  void for_each_row(const Body& body) const {
-    for_each_task(tasks_, [&](int64_t task) {
-      thread_local Scratch scratch;
-      const int64_t end = std::min(p_.rows, (task + 1) * per_task_);
-      for (int64_t row = task * per_task_; row < end; ++row) body(task, row, scratch);
-    });
-  }
-
   // Calls body(task, first row, count, scratch memory for that many rows).
   template <class Body>
   void for_each_batch(const Body& body) const {
@@ -142,6 +123,20 @@ class Rows {
   void for_each_counted(int64_t first, int64_t count, const Body& body) const {
     for (int64_t i = 0; i < count; ++i) {
       if (!p_.is_ignored(first + i)) body(first + i, i);
+    }
+  }
+
+  // Calls put(row, its place in the batch, where its gradient starts) for rows that are not ignored.
+  template <class Put>
+  void put_gradients(const Output<A>& out, int gradient_tensor, int64_t first, int64_t count,
+                     const Put& put) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = first + i, start = at(gradient_tensor, row);
+      if (p_.is_ignored(row)) {
+        out.zero(p_.view.classes, start);
+      } else {
+        put(row, i, start);
+      }
     }
   }
 
@@ -243,19 +238,16 @@ class Rows {
     return s;
   }
 
-  void gradient_from(int64_t row, const Upstream<A>& upstream, int64_t i, const Batch& batch, const A* e,
-                     const Output<A>& out, int64_t start, Scratch& scratch) const {
-    const double k = upstream(row);
-    const double excess = k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], 0.0);
-    const A scale = static_cast<A>((excess + k * p_.label_factor(row)) / batch.total[i]);
-    const A of_label = without_share(row, static_cast<A>(k), batch.label[i]);
+  void gradient_from(int64_t row, int64_t i, const A* e, const Output<A>& out, int64_t start,
+                     Scratch& scratch) const {
+    const Batch& batch = scratch.batch;
+    const A scale = static_cast<A>(batch.slope[i] / batch.total[i]);
     for (int64_t c = 0; c < p_.view.classes; c += kBlock) {
       const int64_t n = std::min(kBlock, p_.view.classes - c);
       A* gradient = out.place(start + c, scratch.out);
       f_.affine(e + c, n, scale, A(0), gradient);
-      if (!p_.share_of_class.empty())
-        f_.subtract(p_.share_of_class.data() + c, static_cast<A>(k), n, gradient);
-      if (p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = of_label;
+      if (!p_.share_of_class.empty()) f_.subtract(p_.share_of_class.data() + c, batch.k[i], n, gradient);
+      if (p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = batch.label[i];
       out.put(gradient, 1, n, start + c);
     }
   }
@@ -270,32 +262,30 @@ class Rows {
     return weight;
   }
 
-  // Gradients of the labels' logits, without the share of smoothing.
-  void label_gradients(const Upstream<A>& upstream, int64_t first, int64_t count, Batch& batch) const {
-    if (!p_.labels) return;
+  // What the gradients of rows are made of; label becomes that of the label's logit.
+  void gradient_factors(const Upstream<A>& upstream, int64_t first, int64_t count, Scratch& scratch) const {
+    Batch& b = scratch.batch;
     for_each_counted(first, count, [&](int64_t row, int64_t i) {
-      const double k = upstream(row);
-      batch.excess[i] =
-          static_cast<A>(k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], 0.0));
-      batch.label[i] = static_cast<A>(k * p_.label_factor(row));
+      const double k = upstream(row), weight = target_weight(row, scratch);
+      const double excess = k * p_.excess_factor(upstream.maximum[row], upstream.log_sum[row], weight);
+      const double label = k * p_.label_factor(row);
+      b.k[i] = static_cast<A>(k), b.slope[i] = excess + label;
+      b.excess[i] = static_cast<A>(excess), b.label[i] = static_cast<A>(label);
     });
-    f_.label_gradients(batch.z.data(), upstream.maximum + first, upstream.log_sum + first,
-                       batch.excess.data(), count, batch.label.data());
+    if (!p_.labels) return;
+    f_.label_gradients(b.z.data(), upstream.maximum + first, upstream.log_sum + first, b.excess.data(), count,
+                       b.label.data());
+    if (p_.share_of_class.empty()) return;
+    for_each_counted(first, count, [&](int64_t row, int64_t i) {
+      b.label[i] -= b.k[i] * p_.share_of_class[p_.labels[row]];
+    });
   }
 
-  A without_share(int64_t row, A k, A label_gradient) const {
-    if (p_.share_of_class.empty()) return label_gradient;
-    return label_gradient - k * p_.share_of_class[p_.labels[row]];
-  }
-
-  void gradient_of(int64_t row, const Upstream<A>& upstream, A label_gradient, const Output<A>& out,
-                   int64_t start, Scratch& scratch) const {
+  void gradient_of(int64_t row, const Upstream<A>& upstream, int64_t i, const Output<A>& out, int64_t start,
+                   Scratch& scratch) const {
+    const Batch& batch = scratch.batch;
     const A maximum = upstream.maximum[row], log_sum = upstream.log_sum[row];
-    const double k = upstream(row);
-    const double excess = k * p_.excess_factor(maximum, log_sum, target_weight(row, scratch));
-    const double label = k * p_.label_factor(row);
-    const A a = static_cast<A>(excess + label), scale = static_cast<A>(k);
-    const A of_label = without_share(row, scale, label_gradient);
+    const A a = static_cast<A>(batch.slope[i]), scale = batch.k[i];
     for_each_block<kWritten>(row, scratch, [&](int64_t c, int64_t n, const A* z) {
       A* gradient = out.place(start + c, scratch.out);
       if (p_.probabilities) {
@@ -306,7 +296,8 @@ class Rows {
       } else {
         f_.row_gradient(z, maximum, log_sum, a, n, gradient);
       }
-      if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n) gradient[p_.labels[row] - c] = of_label;
+      if (p_.labels && p_.labels[row] >= c && p_.labels[row] < c + n)
+        gradient[p_.labels[row] - c] = batch.label[i];
       if (p_.transforms) f_.chain(z, n, p_.softcap, p_.temperature, gradient);
       out.put(gradient, 1, n, start + c);
     });

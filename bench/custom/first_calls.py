@@ -48,7 +48,8 @@ def mean_square(x: Tensor) -> Tensor:
 
 def seconds_of(entry: Entry, device: str, compile: bool) -> dict[str, float]:
     """Of the first step, by contender."""
-    torch.compiler.reset()
+    if compile:  # which imports the compiler: a loss that imports it in its first call is to be seen
+        torch.compiler.reset()
     tensors, found = tiny_inputs(entry, device), {}
     for name, loss in contenders(entry, device, compile).items():
         gc.collect()  # what other losses left behind is not for this one to collect

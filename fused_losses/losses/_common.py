@@ -151,14 +151,3 @@ def wants_graph() -> bool:
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor stands for many, as a vectorised Jacobian hands them back."""
     return is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor)
-
-
-def scaled_over(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient that forward has made, times the upstream one: in its own memory where that is of the dtype."""
-    if gradient.dtype != dtype:
-        if gradient.is_cpu and gradient.dtype is torch.float32:
-            return torch.ops.fused_losses.scaled(gradient, factor, dtype)
-        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
-    if factor.is_cpu and factor.item() == 1.0:  # a number that is here already
-        return gradient
-    return gradient.mul_(factor)

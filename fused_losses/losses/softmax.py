@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ from ._common import (
     plain,
     reduction_name,
     reference_gradients,
-    scaled_over,
     wants_graph,
     without_values,
 )
+from ._gradients import keep, saved, scaled
 
 # Looking at labels on a GPU waits for the device, so it is only done when asked for.
 DEBUG = os.environ.get("FUSED_LOSSES_DEBUG", "0") == "1"
@@ -373,19 +373,17 @@ class CrossEntropyFunction(torch.autograd.Function):
         arguments = input, target, weight, sample_weight, reduction, *options, out_dtype
         kernels = KERNELS[backend]
         ctx.at_once = _is_made_at_once(ctx, kernels, input, reduction, inplace_backward)
-        if ctx.at_once:
-            loss, stats, ctx.gradient = _computed(kernels.cross_entropy_with_gradient, *arguments)
-        else:
-            loss, stats = _computed(kernels.cross_entropy_forward, *arguments)
-        ctx.save_for_backward(input, target, weight, sample_weight, stats)
+        forward = kernels.cross_entropy_with_gradient if ctx.at_once else kernels.cross_entropy_forward
+        loss, stats, *gradients = _computed(forward, *arguments)
+        keep(ctx, (input, target, weight, sample_weight, stats), gradients)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype
         ctx.inplace_backward, ctx.backend = inplace_backward, backend
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: a checkpoint recomputes them for one access only
-        input, target, weight, sample_weight, _ = saved
+        tensors = saved(ctx)  # once: a checkpoint recomputes them for one access only
+        input, target, weight, sample_weight, _ = tensors
         needed = ctx.needs_input_grad[:2]
         if wants_graph():
             loss = partial(_by_reference, weight, sample_weight, ctx.options, ctx.reduction)
@@ -396,9 +394,9 @@ class CrossEntropyFunction(torch.autograd.Function):
                 grad_output,
             )
         elif ctx.at_once and not is_batched(grad_output) and math.isfinite(grad_output.item()):
-            gradients = [scaled_over(_gradient_at_once(ctx, saved), grad_output, input.dtype), None]
+            gradients = [*scaled(ctx, grad_output, (input,), lambda: _made_again(ctx, tensors)), None]
         else:
-            gradients = _gradients(ctx, saved, grad_output, needed)
+            gradients = _gradients(ctx, tensors, grad_output, needed)
         return (*gradients, None, None, None, None, None, None, None)
 
 
@@ -409,20 +407,16 @@ def _is_made_at_once(ctx: Any, kernels: Kernels, input: Tensor, reduction: str, 
     return reduction != "none" and input.dtype not in LOW_PRECISION and ctx.needs_input_grad[:2] == (True, False)
 
 
-def _gradient_at_once(ctx: Any, saved: tuple[Tensor, ...]) -> Tensor:
-    """What forward has made, whose memory the first to come takes; to others the same once more."""
-    gradient = ctx.__dict__.pop("gradient", None)
-    if gradient is not None:
-        return gradient
+def _made_again(ctx: Any, tensors: tuple[Any, ...]) -> Sequence[Tensor]:
     with_gradient = KERNELS[ctx.backend].cross_entropy_with_gradient
-    return with_gradient(*saved[:-1], ctx.reduction, *ctx.options, ctx.out_dtype)[2]
+    return with_gradient(*tensors[:-1], ctx.reduction, *ctx.options, ctx.out_dtype)[2:]
 
 
 def _gradients(
-    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor, needed: tuple[bool, ...]
+    ctx: Any, tensors: tuple[Any, ...], grad_output: Tensor, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    arguments = (grad_output, *saved, ctx.reduction, *ctx.options)
-    kernels, input = KERNELS[ctx.backend], saved[0]
+    arguments = (grad_output, *tensors, ctx.reduction, *ctx.options)
+    kernels, input = KERNELS[ctx.backend], tensors[0]
     grad_target = kernels.cross_entropy_target_backward(*arguments) if needed[1] else None
     if not needed[0]:
         return [None, grad_target]

@@ -27,9 +27,9 @@ from .._common import (
     wants_graph,
     without_values,
 )
+from .._gradients import as_inputs, keep, saved, scaled
 from ..softmax import Options, check_labels, check_weights, checked_options, checked_target
 from ._checks import HeadInput, cast, checked_workspace, head_input
-from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_cross_entropy_backward, linear_cross_entropy_forward, operator
 from .log_probs import TokenStatistics, token_statistics
 

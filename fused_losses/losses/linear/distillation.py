@@ -24,10 +24,10 @@ from .._common import (
     reference_gradients,
     wants_graph,
 )
+from .._gradients import as_inputs, keep, saved, scaled
 from ..divergence import Kind, divergence_kind, reduce_rows
 from ..softmax import checked_options
 from ._checks import HeadInput, cast, checked_workspace, head_input
-from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import linear_divergence, operator
 from .log_probs import label_rows
 

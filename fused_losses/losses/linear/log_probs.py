@@ -11,9 +11,9 @@ from torch import Tensor
 from ...backends.fake import accumulate_dtype
 from ...reference import linear as reference
 from .._common import check_tensors, choose_backend, learns, plain, reference_gradients, wants_graph, without_values
+from .._gradients import as_inputs
 from ..softmax import Options, check_labels, checked_options, checked_target
 from ._checks import cast, checked_workspace, head_input
-from ._gradients import as_inputs
 from ._operators import linear_log_probs_backward, linear_log_probs_forward, operator
 
 

@@ -20,9 +20,9 @@ from .._common import (
     reduction_name,
     wants_graph,
 )
+from .._gradients import as_inputs, keep, saved, scaled
 from ..softmax import check_weights, checked_options
 from ._checks import HeadInput, checked_workspace, head_input
-from ._gradients import as_inputs, keep, saved, scaled
 from ._operators import operator
 from ._shard_operators import check_whole_vocabulary, vocab_parallel_backward, vocab_parallel_forward
 from ._shards import Ranks, replicated, shard_of

@@ -1,13 +1,14 @@
-"""What a head's autograd functions share: gradients that forward has made, and when they may be taken."""
+"""Gradients that forward has made with the loss, and when they may be taken."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .._common import is_batched, scaled_over, without_values
+from ._common import is_batched, without_values
 
 Gradients = Sequence[Tensor]
 
@@ -41,7 +42,7 @@ def scaled(
         return as_inputs([g * factor for g in getattr(ctx, "kept", None) or again()], like, ctx.needs_input_grad)
     gradients = ctx.__dict__.pop("kept", None) or again()
     return [
-        scaled_over(gradient, factor, tensor.dtype) if need and tensor is not None else None
+        _scale_over(gradient, factor, tensor.dtype) if need and tensor is not None else None
         for gradient, tensor, need in zip(gradients, like, ctx.needs_input_grad)
     ]
 
@@ -52,3 +53,14 @@ def as_inputs(gradients: Gradients, like: Sequence[Tensor | None], needed: Seque
         gradient.to(tensor.dtype) if need and tensor is not None else None
         for gradient, tensor, need in zip(gradients, like, needed)
     ]
+
+
+def _scale_over(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product in a dtype: in the gradient's own memory where that is its dtype."""
+    if gradient.dtype != dtype:
+        if gradient.is_cpu and gradient.dtype is torch.float32:
+            return torch.ops.fused_losses.scaled(gradient, factor, dtype)
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    if factor.is_cpu and factor.item() == 1.0:  # a number that is here already
+        return gradient
+    return gradient.mul_(factor)

@@ -9,7 +9,7 @@ namespace isa_default {
 }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FL_HAS_AVX 1
+#define FL_TARGET_HAS_FMA 1  // a target in a pragma defines no __FMA__
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -24,6 +24,7 @@ namespace isa_avx512 {
 #include FL_KERNELS
 }
 #pragma GCC pop_options
+#undef FL_TARGET_HAS_FMA
 
 #else
 namespace isa_avx2 = isa_default;

@@ -6,21 +6,25 @@
 
 #define FL_INLINE __device__ __forceinline__
 
+FL_INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
 FL_INLINE float exp_(float x) { return expf(x); }
 FL_INLINE float exp_nonpositive(float x) { return expf(x); }
 FL_INLINE float log_(float x) { return logf(x); }
 FL_INLINE float log1p_(float x) { return log1pf(x); }
 FL_INLINE float log1p_unit(float x) { return log1pf(x); }
 FL_INLINE float expm1_(float x) { return expm1f(x); }
+FL_INLINE float expm1_near_zero(float x) { return expm1f(x); }
 FL_INLINE float tanh_(float x) { return tanhf(x); }
 FL_INLINE float abs_(float x) { return fabsf(x); }
 FL_INLINE float sqrt_(float x) { return sqrtf(x); }
+FL_INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 FL_INLINE double exp_(double x) { return exp(x); }
 FL_INLINE double exp_nonpositive(double x) { return exp(x); }
 FL_INLINE double log_(double x) { return log(x); }
 FL_INLINE double log1p_(double x) { return log1p(x); }
 FL_INLINE double log1p_unit(double x) { return log1p(x); }
 FL_INLINE double expm1_(double x) { return expm1(x); }
+FL_INLINE double expm1_near_zero(double x) { return expm1(x); }
 FL_INLINE double tanh_(double x) { return tanh(x); }
 FL_INLINE double abs_(double x) { return fabs(x); }
 FL_INLINE double sqrt_(double x) { return sqrt(x); }
@@ -40,7 +44,7 @@ FL_INLINE To bits(From from) {
 }
 
 // a * b + c, rounded once where the processor can, whether or not the compiler contracts expressions.
-#ifdef __FMA__
+#if defined(__FMA__) || defined(FL_TARGET_HAS_FMA)
 FL_INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FL_INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
@@ -71,10 +75,10 @@ FL_INLINE float exp_(float x) {
   const bool vanishes = x < -104.f;
   x = vanishes ? 0.f : x;
   x = x > 89.f ? 89.f : x;
-  const float shifted = x * 1.44269504f + magic;
+  const float shifted = fma_(x, 1.44269504f, magic);
   const int32_t n = bits<int32_t>(shifted) - bits<int32_t>(magic);
   const float whole = shifted - magic;
-  const float r = fma_(-whole, 1.42860677e-6f, x - whole * 0.693145752f);
+  const float r = fma_(-whole, 1.42860677e-6f, fma_(-whole, 0.693145752f, x));
   const float p = exp_near_zero(r);
   const int32_t half = n >> 1;
   const float result = p * power_of_two(half) * power_of_two(n - half);
@@ -85,17 +89,17 @@ FL_INLINE float exp_(float x) {
 FL_INLINE float exp_nonpositive(float x) {
   const float magic = 12582912.f;
   const float bounded = x < -87.33654f ? -87.33654f : x;
-  const float shifted = bounded * 1.44269504f + magic;
+  const float shifted = fma_(bounded, 1.44269504f, magic);
   const float whole = shifted - magic;
-  const float r = fma_(-whole, 1.42860677e-6f, bounded - whole * 0.693145752f);
+  const float r = fma_(-whole, 1.42860677e-6f, fma_(-whole, 0.693145752f, bounded));
   const float p = exp_near_zero(r);
   // Adds n to the exponent; the magic number's own bits shift out.
   const float result = bits<float>(bits<int32_t>(p) + (bits<int32_t>(shifted) << 23));
   return x < -87.33654f ? 0.f : result;
 }
 
-// A series where exp(x) - 1 would cancel.
-FL_INLINE float expm1_(float x) {
+// expm1 on [-1/2, 1/2].
+FL_INLINE float expm1_near_zero(float x) {
   float p = 1.f / 40320.f;
   p = fma_(p, x, 1.f / 5040.f);
   p = fma_(p, x, 1.f / 720.f);
@@ -103,9 +107,11 @@ FL_INLINE float expm1_(float x) {
   p = fma_(p, x, 1.f / 24.f);
   p = fma_(p, x, 1.f / 6.f);
   p = fma_(p, x, 0.5f);
-  const float near = p * x * x + x;
-  return __builtin_fabsf(x) < 0.5f ? near : exp_(x) - 1.f;
+  return fma_(p * x, x, x);
 }
+
+// A series where exp(x) - 1 would cancel.
+FL_INLINE float expm1_(float x) { return __builtin_fabsf(x) < 0.5f ? expm1_near_zero(x) : exp_(x) - 1.f; }
 
 // Mantissa in [sqrt(1/2), sqrt(2)), polynomial in mantissa - 1. Zero gives -inf, negatives NaN.
 FL_INLINE float log_(float x) {
@@ -125,8 +131,8 @@ FL_INLINE float log_(float x) {
   p = fma_(p, f, -2.4999993993e-1f);
   p = fma_(p, f, 3.3333331174e-1f);
   const float square = f * f;
-  const float tail = p * f * square - exponent * 2.12194440e-4f - 0.5f * square;
-  float result = f + tail + exponent * 0.693359375f;
+  const float tail = fma_(p * f, square, fma_(exponent, -2.12194440e-4f, -0.5f * square));
+  float result = fma_(exponent, 0.693359375f, f + tail);
   const float infinity = std::numeric_limits<float>::infinity();
   result = x == infinity ? infinity : result;
   result = x == 0.f ? -infinity : result;
@@ -153,7 +159,7 @@ FL_INLINE float log1p_unit(float x) {
   p = fma_(p, z, 1.f / 7.f);
   p = fma_(p, z, 1.f / 5.f);
   p = fma_(p, z, 1.f / 3.f);
-  return 2.f * (s + s * z * p);
+  return 2.f * fma_(s * z, p, s);
 }
 
 FL_INLINE float abs_(float x) { return __builtin_fabsf(x); }
@@ -167,7 +173,7 @@ FL_INLINE float tanh_(float x) {
   p = fma_(p, z, -5.37397155531e-2f);
   p = fma_(p, z, 1.33314422036e-1f);
   p = fma_(p, z, -3.33332819422e-1f);
-  const float near = p * z * x + x;
+  const float near = fma_(p * z, x, x);
   const float e = exp_nonpositive(-2.f * abs_(x));
   const float far = __builtin_copysignf((1.f - e) / (1.f + e), x);
   return z < 0.390625f ? near : far;
@@ -179,6 +185,7 @@ FL_INLINE double log_(double x) { return std::log(x); }
 FL_INLINE double log1p_(double x) { return std::log1p(x); }
 FL_INLINE double log1p_unit(double x) { return std::log1p(x); }
 FL_INLINE double expm1_(double x) { return std::expm1(x); }
+FL_INLINE double expm1_near_zero(double x) { return std::expm1(x); }
 FL_INLINE double tanh_(double x) { return std::tanh(x); }
 FL_INLINE double abs_(double x) { return __builtin_fabs(x); }
 FL_INLINE double sqrt_(double x) { return __builtin_sqrt(x); }

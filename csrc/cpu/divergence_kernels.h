@@ -40,9 +40,9 @@ void pair_gradient(const A* s, const A* t, const PairRow<A>& row, A k, A total, 
   for (int64_t i = 0; i < n; ++i) {
     const Shares<A> c = shares_of(row, s[i], t[i]);
     if constexpr (kOfStudent) {
-      out[i] = k * (F::of_student(c, row.beta) - c.s * total);
+      out[i] = k * fma_(-c.s, total, F::of_student(c, row.beta));
     } else {
-      out[i] = k * (F::of_teacher(c, row.beta) - c.t * total);
+      out[i] = k * fma_(-c.t, total, F::of_teacher(c, row.beta));
     }
   }
 }

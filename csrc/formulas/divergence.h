@@ -86,8 +86,8 @@ struct JensenShannon : TotalsAreSums {
     const A own = student_is_larger ? A(1) - beta : beta, other = student_is_larger ? beta : A(1) - beta;
     // log(m / larger) = log(own + other exp(smaller)); near 1 as a log1p, for 1 must not hide the rest
     const bool is_near = smaller > A(-0.5);
-    const A below = other * expm1_(smaller), near = A(1) + below;
-    const A log_u = log_(is_near ? near : own + other * exp_nonpositive(smaller));
+    const A below = other * expm1_near_zero(smaller), near = A(1) + below;
+    const A log_u = log_(is_near ? near : fma_(other, exp_nonpositive(smaller), own));
     const A log1p_below = near == A(1) ? below : log_u * (below / (near - A(1)));
     const A log_m = is_near ? log1p_below : log_u;
     const A of_larger = -log_m, of_smaller = smaller - log_m;

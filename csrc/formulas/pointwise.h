@@ -137,7 +137,7 @@ struct Logit {
   }
 
   // Both terms are positive: nothing cancels, however confident the prediction.
-  FL_INLINE A cross_entropy(A t, A q) const { return (A(1) - t) * softplus + q * t * softplus_minus; }
+  FL_INLINE A cross_entropy(A t, A q) const { return fma_(A(1) - t, softplus, q * t * softplus_minus); }
 };
 
 struct BCEWithLogits {

@@ -145,6 +145,12 @@ def operator_calls(device):
         yield "pointwise_backward", ("mse", upstream, x, t, None, None, 0.0, 0.0, reduction, True, False)
         moved = (tensor.t() if tensor.ndim else tensor for tensor in (upstream, x, t, w, w))
         yield "pointwise_backward", ("bce_with_logits", *moved, 0.0, 0.0, reduction, True, True)
+    if device == "cpu":
+        for needed in ((True, False), (False, True), (True, True)):
+            yield (
+                "pointwise_with_gradients",
+                ("huber", x, t.t().contiguous().t(), w, None, 1.0, 0.0, "mean", *needed, torch.float32),
+            )
     for target, upstream, reduction in ((y, row, "none"), (t, torch.tensor(1.0, device=device), "mean")):
         options = (-100, 0.1, 0.01, 5.0, 2.0)
         yield "cross_entropy_forward", (x, target, None, row, reduction, *options, torch.float32)

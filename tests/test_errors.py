@@ -233,6 +233,7 @@ def operator_arguments():
     return {
         "pointwise_forward": ["mse", x, x, None, None, 0.0, 0.0, "mean", torch.float32],
         "pointwise_backward": ["mse", torch.tensor(1.0), x, x, None, None, 0.0, 0.0, "mean", True, True],
+        "pointwise_with_gradients": ["mse", x, x, None, None, 0.0, 0.0, "mean", True, True, torch.float32],
         "cross_entropy_forward": [x, y, None, None, "mean", *options, torch.float32],
         "cross_entropy_backward": [torch.tensor(1.0), x, y, None, None, stats, "mean", *options],
         "cross_entropy_backward_": [torch.tensor(1.0), x.clone(), y, None, None, stats, "mean", *options],

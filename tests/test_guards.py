@@ -343,7 +343,7 @@ def test_a_broken_kernel_is_caught(spec, change, check, monkeypatch):
     """Three units in 10^6 are far less than a formula gone wrong, and are seen in every loss."""
     choice.resolve("cpu", torch.float32, "cpp")
     kernels = choice.KERNELS["cpp"]
-    directions = ("forward",) if check == "value" else ("backward", "with_gradient")
+    directions = ("forward",) if check == "value" else ("backward", "with_gradient", "with_gradients")
     names = [name for name in kernels._fields if name.endswith(directions)]
     broken = {name: broken_kernel(getattr(kernels, name), change) for name in names}
     monkeypatch.setitem(choice.KERNELS, "cpp", kernels._replace(**broken))

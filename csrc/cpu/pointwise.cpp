@@ -19,6 +19,11 @@ struct PointwiseBlocks {
   void (*values)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
   void (*input_gradient)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
   void (*target_gradient)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A* out);
+  // These take the upstream gradient beside the weight.
+  double (*sum_and_input_gradient)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n,
+                                   A upstream, A* input, A* target);
+  double (*sum_and_gradients)(const A* x, const A* t, const A* w, const A* q, A a, A b, int64_t n, A upstream,
+                              A* input, A* target);
 };
 
 template <class A>
@@ -69,7 +74,7 @@ struct Inputs {
 
 template <class A>
 struct Scratch {
-  alignas(64) A x[kBlock], t[kBlock], w[kBlock], q[kBlock], g[kBlock], out[kBlock];
+  alignas(64) A x[kBlock], t[kBlock], w[kBlock], q[kBlock], g[kBlock], out[kBlock], target_out[kBlock];
 
   explicit Scratch(A upstream) {
     std::fill(w, w + kBlock, upstream);
@@ -127,6 +132,8 @@ Inputs<A> inputs_of(const Layout& layout, const Call& call) {
 struct Outputs {
   Tensor* input;
   Tensor* target;
+
+  const Tensor& leader() const { return input ? *input : *target; }
 };
 
 // A leader, whose memory order is followed, and the operands in the order that inputs_of expects.
@@ -184,22 +191,31 @@ void store_scalar(double value, Tensor& out) {
   functions<A>().store(dtype_of(out.scalar_type()), &wide, 1, 1, out.mutable_data_ptr());
 }
 
+// Adds up body(begin, end, scratch) over the chunks.
+template <class A, class Body>
+double sum_over_chunks(int64_t numel, const Body& body) {
+  std::vector<double> partial(static_cast<size_t>((numel + kChunk - 1) / kChunk));
+  for_each_chunk(numel, [&](int64_t chunk, int64_t begin, int64_t end) {
+    Scratch<A> scratch(A(1));
+    partial[static_cast<size_t>(chunk)] = body(begin, end, scratch);
+  });
+  return std::accumulate(partial.begin(), partial.end(), 0.0);
+}
+
 template <class A>
 double sum_of(Formula formula, const Inputs<A>& in) {
   const auto blocks = functions<A>().blocks_of(formula);
   RangeCheck<A> range(formula);
-  std::vector<double> partial(static_cast<size_t>((in.numel + kChunk - 1) / kChunk));
-  for_each_chunk(in.numel, [&](int64_t chunk, int64_t begin, int64_t end) {
-    Scratch<A> scratch(A(1));
+  const double sum = sum_over_chunks<A>(in.numel, [&](int64_t begin, int64_t end, Scratch<A>& scratch) {
     double total = 0;
     for_each_block<A>(in, begin, end, scratch, A(1), [&](int64_t, int64_t n, auto x, auto t, auto w, auto q) {
       range.notice(x, t, n);
       total += blocks.sum(x, t, w, q, in.a, in.b, n);
     });
-    partial[static_cast<size_t>(chunk)] = total;
+    return total;
   });
   range.raise(in);
-  return std::accumulate(partial.begin(), partial.end(), 0.0);
+  return sum;
 }
 
 template <class A>
@@ -221,12 +237,14 @@ void values_of(Formula formula, const Inputs<A>& in, Tensor& result) {
 }
 
 template <class A>
+std::optional<Output<A>> output_of(Tensor* tensor) {
+  return tensor ? std::optional<Output<A>>(std::in_place, *tensor, functions<A>()) : std::nullopt;
+}
+
+template <class A>
 void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Outputs& outputs) {
   const auto blocks = functions<A>().blocks_of(formula);
-  const auto output = [](Tensor* tensor) {
-    return tensor ? std::optional<Output<A>>(std::in_place, *tensor, functions<A>()) : std::nullopt;
-  };
-  const auto input_out = output(outputs.input), target_out = output(outputs.target);
+  const auto input_out = output_of<A>(outputs.input), target_out = output_of<A>(outputs.target);
   for_each_chunk(in.numel, [&](int64_t, int64_t begin, int64_t end) {
     Scratch<A> scratch(upstream);
     for_each_block<A>(in, begin, end, scratch, upstream,
@@ -242,6 +260,30 @@ void gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Output
   });
 }
 
+// The sum, and the gradients for an upstream one, from one read of the inputs.
+template <class A>
+double sum_and_gradients_of(Formula formula, const Inputs<A>& in, A upstream, const Outputs& outputs) {
+  const auto blocks = functions<A>().blocks_of(formula);
+  const auto pass = outputs.target ? blocks.sum_and_gradients : blocks.sum_and_input_gradient;
+  RangeCheck<A> range(formula);
+  const auto input_out = output_of<A>(outputs.input), target_out = output_of<A>(outputs.target);
+  const double sum = sum_over_chunks<A>(in.numel, [&](int64_t begin, int64_t end, Scratch<A>& scratch) {
+    double total = 0;
+    for_each_block<A>(in, begin, end, scratch, A(1),
+                      [&](int64_t i, int64_t n, auto x, auto t, auto w, auto q) {
+                        range.notice(x, t, n);
+                        A* input = input_out ? input_out->place(i, scratch.out) : scratch.out;
+                        A* target = target_out ? target_out->place(i, scratch.target_out) : nullptr;
+                        total += pass(x, t, w, q, in.a, in.b, n, upstream, input, target);
+                        if (input_out) input_out->put(input, 1, n, i);
+                        if (target_out) target_out->put(target, 1, n, i);
+                      });
+    return total;
+  });
+  range.raise(in);
+  return sum;
+}
+
 template <class A>
 A scalar_of(const Tensor& tensor) {
   A value;
@@ -249,36 +291,95 @@ A scalar_of(const Tensor& tensor) {
   return value;
 }
 
+// What a reduced loss divides its sum by.
+double denominator(const Call& call) {
+  return call.reduction == Reduction::Mean ? static_cast<double>(call.input.numel()) : 1.0;
+}
+
+Operands operands_of(const Tensor& leader, const Call& call) {
+  return {leader, call.input, call.target, call.weight, call.pos_weight};
+}
+
 // Fills the asked-for gradients, which share one memory order.
 template <class A>
 void backward_pass(const Call& call, const Tensor& grad_output, const Outputs& out) {
-  Operands operands(out.input ? *out.input : *out.target, call.input, call.target, call.weight,
-                    call.pos_weight);
+  Operands operands = operands_of(out.leader(), call);
   const int upstream_index = operands.count;
   const bool unreduced = call.reduction == Reduction::None;
   if (unreduced) operands.add(grad_output);
   const Layout layout = operands.layout();
   Inputs<A> in = inputs_of<A>(layout, call);
   if (unreduced) in.has_g = true, in.g = Operand(grad_output, layout, upstream_index);
-  A upstream = unreduced ? A(1) : scalar_of<A>(grad_output);
-  if (call.reduction == Reduction::Mean) upstream /= static_cast<A>(in.numel);
-  gradients_of(call.formula, in, upstream, out);
+  const A upstream = unreduced ? A(1) : scalar_of<A>(grad_output);
+  gradients_of(call.formula, in, upstream / static_cast<A>(denominator(call)), out);
 }
 
 template <class A>
 Tensor forward(const Call& call, ScalarType out_dtype) {
   const bool unreduced = call.reduction == Reduction::None;
   Tensor out = unreduced ? empty_like(call.input, out_dtype) : empty_scalar(out_dtype, call.input);
-  const Layout layout =
-      Operands(unreduced ? out : call.input, call.input, call.target, call.weight, call.pos_weight).layout();
+  const Layout layout = operands_of(unreduced ? out : call.input, call).layout();
   const Inputs<A> in = inputs_of<A>(layout, call);
   if (unreduced) {
     values_of(call.formula, in, out);
-    return out;
+  } else {
+    store_scalar<A>(sum_of(call.formula, in) / denominator(call), out);
   }
-  const double total = sum_of(call.formula, in);
-  store_scalar<A>(call.reduction == Reduction::Mean ? total / static_cast<double>(in.numel) : total, out);
   return out;
+}
+
+// The reduced loss; fills the gradients, which share one memory order, for an upstream one.
+template <class A>
+double forward_backward(const Call& call, const Outputs& gradients) {
+  const Layout layout = operands_of(gradients.leader(), call).layout();
+  const Inputs<A> in = inputs_of<A>(layout, call);
+  const A upstream = A(1) / static_cast<A>(denominator(call));
+  return sum_and_gradients_of(call.formula, in, upstream, gradients) / denominator(call);
+}
+
+// A gradient for each of the tensors that is asked for, and an empty tensor for the other.
+struct Gradients {
+  Tensor input, target;
+  bool input_grad, target_grad;
+
+  Gradients(const Call& call, bool input_grad, bool target_grad)
+      : input(made(call.input, input_grad)),
+        target(made(call.target, target_grad)),
+        input_grad(input_grad),
+        target_grad(target_grad) {}
+
+  // Calls pass(which to fill) for all at once, or one by one where their memory orders differ.
+  template <class Pass>
+  void fill(const Pass& pass) {
+    if (input_grad && target_grad && same_strides(input, target)) return pass(Outputs{&input, &target});
+    if (input_grad) pass(Outputs{&input, nullptr});
+    if (target_grad) pass(Outputs{nullptr, &target});
+  }
+
+  // Whether a pass that fills them adds up the loss in the order in which forward alone does.
+  bool follow(const Tensor& leader) const {
+    const auto order = memory_order(leader);
+    return !(input_grad && memory_order(input) != order) && !(target_grad && memory_order(target) != order);
+  }
+
+ private:
+  static Tensor made(const Tensor& like, bool asked) {
+    return asked ? empty_like(like, like.scalar_type()) : empty_contiguous({0}, like.scalar_type(), like);
+  }
+};
+
+// The reduced loss; fills the gradients for an upstream one.
+template <class A>
+Tensor with_gradients(const Call& call, ScalarType out_dtype, Gradients& gradients) {
+  Tensor loss = empty_scalar(out_dtype, call.input);
+  if (gradients.follow(call.input)) {
+    gradients.fill([&](const Outputs& out) { store_scalar<A>(forward_backward<A>(call, out), loss); });
+    return loss;
+  }
+  Tensor one = empty_scalar(call.input.scalar_type(), call.input);
+  store_scalar<A>(1.0, one);
+  gradients.fill([&](const Outputs& out) { backward_pass<A>(call, one, out); });
+  return forward<A>(call, out_dtype);
 }
 
 Tensor pointwise_forward(const std::string& formula, const Tensor& input, const Tensor& target,
@@ -296,18 +397,24 @@ std::tuple<Tensor, Tensor> pointwise_backward(const std::string& formula, const 
                                               bool input_grad, bool target_grad) {
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
   check_grad_output(call, grad_output);
-  const ScalarType dtype = input.scalar_type();
-  Tensor input_out = input_grad ? empty_like(input, dtype) : empty_contiguous({0}, dtype, input);
-  Tensor target_out = target_grad ? empty_like(target, dtype) : empty_contiguous({0}, dtype, input);
-  const auto pass = dtype == ScalarType::Double ? backward_pass<double> : backward_pass<float>;
-  if (input.numel() == 0) return {input_out, target_out};
-  if (input_grad && target_grad && same_strides(input_out, target_out)) {
-    pass(call, grad_output, {&input_out, &target_out});
-  } else {
-    if (input_grad) pass(call, grad_output, {&input_out, nullptr});
-    if (target_grad) pass(call, grad_output, {nullptr, &target_out});
-  }
-  return {input_out, target_out};
+  Gradients gradients(call, input_grad, target_grad);
+  const auto pass = input.scalar_type() == ScalarType::Double ? backward_pass<double> : backward_pass<float>;
+  if (input.numel() != 0) gradients.fill([&](const Outputs& out) { pass(call, grad_output, out); });
+  return {gradients.input, gradients.target};
+}
+
+std::tuple<Tensor, Tensor, Tensor> pointwise_with_gradients(
+    const std::string& formula, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& pos_weight, double a, double b, const std::string& reduction, bool input_grad,
+    bool target_grad, ScalarType out_dtype) {
+  const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
+  STD_TORCH_CHECK(call.reduction != Reduction::None,
+                  "one upstream gradient needs one loss, not reduction none");
+  STD_TORCH_CHECK(input_grad || target_grad, "a gradient must be asked for");
+  const auto run = input.scalar_type() == ScalarType::Double ? with_gradients<double> : with_gradients<float>;
+  Gradients gradients(call, input_grad, target_grad);
+  const Tensor loss = run(call, out_dtype, gradients);
+  return {loss, gradients.input, gradients.target};
 }
 
 }  // namespace
@@ -315,6 +422,7 @@ std::tuple<Tensor, Tensor> pointwise_backward(const std::string& formula, const 
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CPU, m) {
   m.impl("pointwise_forward", TORCH_BOX(&pointwise_forward));
   m.impl("pointwise_backward", TORCH_BOX(&pointwise_backward));
+  m.impl("pointwise_with_gradients", TORCH_BOX(&pointwise_with_gradients));
 }
 
 }  // namespace fused_losses

@@ -9,4 +9,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_losses, m) {
       "pointwise_backward(str formula, Tensor grad_output, Tensor input, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, float a, float b, str reduction, bool input_grad, bool target_grad) -> (Tensor, "
       "Tensor)");
+  m.def(
+      "pointwise_with_gradients(str formula, Tensor input, Tensor target, Tensor? weight, Tensor? "
+      "pos_weight, "
+      "float a, float b, str reduction, bool input_grad, bool target_grad, ScalarType out_dtype) -> (Tensor, "
+      "Tensor, Tensor)");
 }

@@ -13,6 +13,7 @@ from . import fake, loading, triton
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+AT_ONCE = ("pointwise_with_gradients", "cross_entropy_with_gradient")  # loss and gradients in one pass, on CPUs
 _AUTOMATIC = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
 
@@ -31,7 +32,8 @@ class Kernels(NamedTuple):
     divergence_forward: Any
     divergence_backward: Any
     divergence_backward_: Any
-    cross_entropy_with_gradient: Any = None  # both in one pass, on CPUs
+    pointwise_with_gradients: Any = None
+    cross_entropy_with_gradient: Any = None
     head_statistics: Any = None  # row_statistics of a head's logits without the logits, where a backend has it
 
 
@@ -147,7 +149,10 @@ def _prepared(backend: str) -> str:
             triton.register()
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
-        at_once = namespace.cross_entropy_with_gradient.default if backend == "cpp" else None
-        on_chip = triton.head_statistics() if backend == "triton" else None
-        KERNELS[backend] = Kernels(*operators, cross_entropy_with_gradient=at_once, head_statistics=on_chip)
+        more: dict[str, Any] = {}
+        if backend == "cpp":
+            more = {name: getattr(namespace, name).default for name in AT_ONCE}
+        elif backend == "triton":
+            more = {"head_statistics": triton.head_statistics()}
+        KERNELS[backend] = Kernels(*operators, **more)
     return backend

@@ -23,7 +23,7 @@ OPERATORS = (
 )
 
 # Of what there is on CPUs alone, for memory that a cache holds.
-CPU_OPERATORS = ("cross_entropy_with_gradient", "add_", "scaled")
+CPU_OPERATORS = ("pointwise_with_gradients", "cross_entropy_with_gradient", "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}
@@ -69,6 +69,24 @@ def pointwise_backward(
         return torch.empty_like(of) if asked else of.new_empty((0,))
 
     return gradient(input, input_grad), gradient(target, target_grad)
+
+
+def pointwise_with_gradients(
+    formula: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    a: float,
+    b: float,
+    reduction: str,
+    input_grad: bool,
+    target_grad: bool,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = input.new_empty((), dtype=out_dtype)
+    arguments = formula, loss, input, target, weight, pos_weight, a, b, reduction
+    return loss, *pointwise_backward(*arguments, input_grad, target_grad)
 
 
 def cross_entropy_forward(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._common import is_batched, without_values
+from ._common import LOW_PRECISION, is_batched, without_values
 
 Gradients = Sequence[Tensor]
+
+
+def is_made_with_loss(input: Tensor, reduction: str) -> bool:
+    """Whether one upstream number scales the gradients, without a second rounding that would be seen."""
+    return reduction != "none" and input.dtype not in LOW_PRECISION and not without_values()
+
+
+def scales(factor: Tensor) -> bool:
+    """Whether an upstream gradient is one finite number: 0 times infinity is not 0."""
+    return not is_batched(factor) and math.isfinite(factor.item())
 
 
 def keep(ctx: Any, tensors: Sequence[Tensor | None], gradients: Gradients) -> None:

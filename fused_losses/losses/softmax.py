@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,24 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backends.choice import KERNELS, Kernels
+from ..backends.choice import KERNELS
 from ..backends.fake import accumulate_dtype, label_shape
 from ..reference import softmax as reference
 from ._common import (
-    LOW_PRECISION,
     check_tensors,
     choose_backend,
     divided_sum,
-    is_batched,
     is_small,
     output_dtype,
     plain,
     reduction_name,
     reference_gradients,
     wants_graph,
-    without_values,
 )
-from ._gradients import keep, saved, scaled
+from ._gradients import is_made_with_loss, keep, saved, scaled, scales
 
 # Looking at labels on a GPU waits for the device, so it is only done when asked for.
 DEBUG = os.environ.get("FUSED_LOSSES_DEBUG", "0") == "1"
@@ -372,8 +368,10 @@ class CrossEntropyFunction(torch.autograd.Function):
     ) -> Tensor:
         arguments = input, target, weight, sample_weight, reduction, *options, out_dtype
         kernels = KERNELS[backend]
-        ctx.at_once = _is_made_at_once(ctx, kernels, input, reduction, inplace_backward)
-        forward = kernels.cross_entropy_with_gradient if ctx.at_once else kernels.cross_entropy_forward
+        with_gradient = kernels.cross_entropy_with_gradient
+        one = not inplace_backward and ctx.needs_input_grad[:2] == (True, False)
+        ctx.at_once = one and with_gradient is not None and is_made_with_loss(input, reduction)
+        forward = with_gradient if ctx.at_once else kernels.cross_entropy_forward
         loss, stats, *gradients = _computed(forward, *arguments)
         keep(ctx, (input, target, weight, sample_weight, stats), gradients)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype
@@ -393,18 +391,11 @@ class CrossEntropyFunction(torch.autograd.Function):
                 needed,
                 grad_output,
             )
-        elif ctx.at_once and not is_batched(grad_output) and math.isfinite(grad_output.item()):
+        elif ctx.at_once and scales(grad_output):
             gradients = [*scaled(ctx, grad_output, (input,), lambda: _made_again(ctx, tensors)), None]
         else:
             gradients = _gradients(ctx, tensors, grad_output, needed)
         return (*gradients, None, None, None, None, None, None, None)
-
-
-def _is_made_at_once(ctx: Any, kernels: Kernels, input: Tensor, reduction: str, inplace_backward: bool) -> bool:
-    """Whether one upstream number scales the gradient, without a second rounding that would be seen."""
-    if kernels.cross_entropy_with_gradient is None or inplace_backward or without_values():
-        return False
-    return reduction != "none" and input.dtype not in LOW_PRECISION and ctx.needs_input_grad[:2] == (True, False)
 
 
 def _made_again(ctx: Any, tensors: tuple[Any, ...]) -> Sequence[Tensor]:

@@ -52,15 +52,15 @@ class ErrorSample:
 
 @dataclass(frozen=True)
 class Bench:
-    """One measured shape, and what bounds it: ``traffic``, the input-sized reads and writes of forward and backward,
-    or ``products``, the matrix products of both.
+    """One measured shape, and what bounds it: ``traffic``, the input-sized tensors that forward and backward must at
+    least read and write, each once; or ``products``, the matrix products of both.
     """
 
     name: str
     make: Callable[[torch.dtype, str], tuple[Tensor, ...]]
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     options: Mapping[str, Any] = field(default_factory=dict)
-    traffic: int = 3
+    traffic: int = 2
     products: int = 0
     differentiable: tuple[int, ...] = (0,)
 

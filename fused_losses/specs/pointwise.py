@@ -140,9 +140,9 @@ def _bench(pair: Callable[..., Pair], reduction: str = "mean") -> tuple[Bench, .
 
     large = (torch.float32, torch.bfloat16)
     return (
-        Bench("4096x8192", make(4096, 8192), large, {"reduction": reduction}, traffic=5),
-        Bench("1024", make(1024), options={"reduction": reduction}, traffic=5),
-        Bench("16", make(16), options={"reduction": reduction}, traffic=5),
+        Bench("4096x8192", make(4096, 8192), large, {"reduction": reduction}, traffic=3),
+        Bench("1024", make(1024), options={"reduction": reduction}, traffic=3),
+        Bench("16", make(16), options={"reduction": reduction}, traffic=3),
     )
 
 

@@ -3,12 +3,14 @@
 import math
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
 from fused_losses import KLDivLoss
 from fused_losses import functional as F
+from fused_losses.backends import choice
 
 LN2 = math.log(2)
 VALUES = [
@@ -113,8 +115,8 @@ def test_kl_div_is_torchs(shape, reduction, log_target, automatic, backend, devi
 def test_kl_div_broadcasts_in_silence(reduction, shapes, backend, device):
     """Rows are the input's own, before it is broadcast, as torch counts them."""
     x, t = torch.randn(shapes[0], device=device), torch.rand(shapes[1], device=device) + 0.1
-    for choice in (backend, None):
-        ours = step(F.kl_div, x, t, reduction=reduction, backend=choice)
+    for chosen in (backend, None):
+        ours = step(F.kl_div, x, t, reduction=reduction, backend=chosen)
         torch.testing.assert_close(ours, step(torch.nn.functional.kl_div, x, t, reduction=reduction))
 
 
@@ -124,16 +126,16 @@ def test_kl_div_broadcasts_in_silence(reduction, shapes, backend, device):
 def test_kl_div_under_autocast_is_torchs(reduction, log_target, dtypes, backend, device):
     x, t = (p.to(dtype) for p, dtype in zip(distributions((6, 5), log_target, device), dtypes))
     options = {"reduction": reduction, "log_target": log_target}
-    for choice in (backend, None):
+    for chosen in (backend, None):
         with torch.autocast(device, torch.bfloat16):
-            ours, theirs = F.kl_div(x, t, **options, backend=choice), torch.nn.functional.kl_div(x, t, **options)
+            ours, theirs = F.kl_div(x, t, **options, backend=chosen), torch.nn.functional.kl_div(x, t, **options)
         torch.testing.assert_close(ours, theirs)
 
 
 def test_kl_div_has_a_rule_for_vmap(backend, device):
     x, t = distributions((4, 6, 5), False, device)
-    for choice in (backend, None):
-        ours = torch.func.vmap(lambda *pair, b=choice: F.kl_div(*pair, reduction="batchmean", backend=b))(x, t)
+    for chosen in (backend, None):
+        ours = torch.func.vmap(lambda *pair, b=chosen: F.kl_div(*pair, reduction="batchmean", backend=b))(x, t)
         theirs = [torch.nn.functional.kl_div(*pair, reduction="batchmean") for pair in zip(x, t)]
         torch.testing.assert_close(ours, torch.stack(theirs))
 
@@ -221,9 +223,9 @@ def test_batchmean_sums_in_fp32(kernels, device):
 def test_kl_div_raises_as_torch_does(pair, reduction, backend):
     with pytest.raises((RuntimeError, TypeError)) as theirs:
         torch.nn.functional.kl_div(*pair, reduction=reduction)
-    for choice in (None, backend):
+    for chosen in (None, backend):
         with pytest.raises(type(theirs.value)):
-            F.kl_div(*pair, reduction=reduction, backend=choice)
+            F.kl_div(*pair, reduction=reduction, backend=chosen)
 
 
 def test_kl_div_module_keeps_its_options():
@@ -234,3 +236,74 @@ def test_kl_div_module_keeps_its_options():
     assert isinstance(twin, torch.nn.KLDivLoss) and (twin.reduction, twin.log_target) == ("batchmean", True)
     pair = distributions((6, 5), True)
     assert torch.equal(twin(*pair), ours(*pair))
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"weighted": True}])
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (True, True)])
+def test_gradients_made_with_the_loss_take_any_upstream(options, needed, backend, device):
+    reduction, weighted = options.get("reduction", "mean"), options.get("weighted", False)
+    x, t = (torch.rand(50, 70, device=device).requires_grad_(need) for need in needed)
+    weight = torch.rand(50, 1, device=device) if weighted else None
+    call = partial(F.binary_cross_entropy_with_logits, x, t, sample_weight=weight, backend=backend)
+    elements, loss = call(reduction="none"), call(reduction=reduction)
+    count = elements.numel() if reduction == "mean" else 1
+    wanted = [tensor for tensor in (x, t) if tensor.requires_grad]
+    for upstream in (1.0, 0.3, 0.0, -2.0, math.inf):  # the second one finds the gradients taken
+        upstream = torch.tensor(upstream, device=device)
+        gradients = torch.autograd.grad(loss, wanted, upstream, retain_graph=True)
+        each = (upstream / count).expand_as(elements)
+        expected = torch.autograd.grad(elements, wanted, each, retain_graph=True)
+        torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-9, equal_nan=True)
+
+
+def layouts(shape):
+    """Pairs of tensors that lie in memory alike, differently, with gaps and with repetition."""
+    a, b = torch.rand(*shape), torch.rand(*shape)
+    turned = torch.rand(*shape[::-1]).t()
+    return {
+        "alike": (a, b),
+        "turned": (turned, turned.clone()),
+        "different": (a, turned),
+        "gaps": (torch.rand(shape[0], 2 * shape[1])[:, ::2], b),
+        "repeated": (a, torch.rand(shape[0], 1).expand(shape)),
+        "repeated_input": (torch.rand(shape[0], 1).expand(shape), turned),
+    }
+
+
+@pytest.mark.parametrize("layout", layouts((2, 2)))
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (True, True)])
+def test_one_pass_gives_the_bits_of_two(layout, needed):
+    """Evaluating without gradients, and training in low precision, are not another loss."""
+    choice.resolve("cpu", torch.float32, "cpp")
+    kernels = choice.KERNELS["cpp"]
+    x, t = layouts((300, 301))[layout]
+    for formula in ("mse", "bce_with_logits", "log_cosh"):
+        options = formula, x, t, None, None, 0.0, 0.0, "mean"
+        loss, *gradients = kernels.pointwise_with_gradients(*options, *needed, torch.float32)
+        assert torch.equal(loss, kernels.pointwise_forward(*options, torch.float32))
+        two = kernels.pointwise_backward(formula, torch.tensor(1.0), *options[1:], *needed)
+        for one, other in zip(gradients, two):
+            assert torch.equal(one, other) and one.stride() == other.stride()
+
+
+def test_gradients_made_with_the_loss_are_not_made_again(monkeypatch):
+    """Their memory is that of the first backward, as torch's own is not kept for a second one either."""
+    choice.resolve("cpu", torch.float32, "cpp")
+    made = []
+
+    def counted(*arguments):
+        made.append(kernels.pointwise_with_gradients(*arguments))
+        return made[-1]
+
+    kernels = choice.KERNELS["cpp"]
+    monkeypatch.setitem(choice.KERNELS, "cpp", kernels._replace(pointwise_with_gradients=counted))
+    x, t = torch.randn(100, 50, requires_grad=True), torch.randn(100, 50)
+    loss = F.mse_loss(x, t, backend="cpp")
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert len(made) == 1 and first.data_ptr() == made[0][1].data_ptr()
+    (second,) = torch.autograd.grad(loss, x)
+    assert len(made) == 2 and torch.equal(first, second) and second.data_ptr() != first.data_ptr()
+    with torch.no_grad():
+        F.mse_loss(x, t, backend="cpp")
+    F.mse_loss(x.bfloat16(), t.bfloat16(), backend="cpp").backward()
+    assert len(made) == 2

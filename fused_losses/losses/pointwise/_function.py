@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from .._common import (
     reference_gradients,
     wants_graph,
 )
+from .._gradients import is_made_with_loss, keep, saved, scaled, scales
 
 # torch has these as one operator.
 TORCH_HAS = {"mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits"}
@@ -141,7 +143,10 @@ def _by_reference(
 
 
 class PointwiseFunction(torch.autograd.Function):
-    """Saves the inputs; backward recomputes what it needs from them in one pass."""
+    """Saves the inputs; backward recomputes what it needs from them in one pass.
+
+    Where a CPU's kernels can, the gradients of the loss are made with the loss, which reads the inputs once less.
+    """
 
     @staticmethod
     def forward(
@@ -157,34 +162,49 @@ class PointwiseFunction(torch.autograd.Function):
         out_dtype: torch.dtype,
         backend: str,
     ) -> Tensor:
-        ctx.save_for_backward(input, target, weight, pos_weight)
+        tensors = input, target, weight, pos_weight
         ctx.formula, ctx.a, ctx.b = formula, a, b
         ctx.reduction, ctx.out_dtype, ctx.backend = reduction, out_dtype, backend
-        forward = KERNELS[backend].pointwise_forward
-        return forward(formula, input, target, weight, pos_weight, a, b, reduction, out_dtype)
+        kernels = KERNELS[backend]
+        ctx.at_once = kernels.pointwise_with_gradients is not None and is_made_with_loss(input, reduction)
+        if ctx.at_once:
+            loss, *gradients = _with_gradients(ctx, tensors)
+        else:
+            loss, gradients = kernels.pointwise_forward(formula, *tensors, a, b, reduction, out_dtype), []
+        keep(ctx, tensors, gradients)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight, pos_weight = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
+        tensors = saved(ctx)
         if wants_graph():
-            loss = partial(_by_reference, ctx.formula, ctx.a, ctx.b, ctx.reduction, weight, pos_weight)
-            gradients = reference_gradients(
-                lambda *tensors: loss(*(t.to(ctx.out_dtype) for t in tensors)), (input, target), needed, grad_output
-            )
+            gradients = _differentiable(ctx, tensors, grad_output)
+        elif ctx.at_once and scales(grad_output):
+            gradients = scaled(ctx, grad_output, tensors[:2], lambda: _with_gradients(ctx, tensors)[1:])
         else:
-            backward = KERNELS[ctx.backend].pointwise_backward
-            both = backward(
-                ctx.formula,
-                grad_output,
-                input,
-                target,
-                weight,
-                pos_weight,
-                ctx.a,
-                ctx.b,
-                ctx.reduction,
-                *needed,
-            )
-            gradients = [gradient if need else None for gradient, need in zip(both, needed)]
+            gradients = _gradients(ctx, tensors, grad_output)
         return (*gradients, None, None, None, None, None, None, None, None)
+
+
+def _with_gradients(ctx: Any, tensors: Sequence[Any]) -> Sequence[Tensor]:
+    """The loss, and the gradient of each input that needs one for an upstream gradient of 1."""
+    options = ctx.a, ctx.b, ctx.reduction, *ctx.needs_input_grad[:2], ctx.out_dtype
+    return KERNELS[ctx.backend].pointwise_with_gradients(ctx.formula, *tensors, *options)
+
+
+def _gradients(ctx: Any, tensors: Sequence[Any], grad_output: Tensor) -> list[Tensor | None]:
+    needed = ctx.needs_input_grad[:2]
+    options = ctx.a, ctx.b, ctx.reduction, *needed
+    both = KERNELS[ctx.backend].pointwise_backward(ctx.formula, grad_output, *tensors, *options)
+    return [gradient if need else None for gradient, need in zip(both, needed)]
+
+
+def _differentiable(ctx: Any, tensors: Sequence[Any], grad_output: Tensor) -> list[Tensor | None]:
+    input, target, weight, pos_weight = tensors
+    loss = partial(_by_reference, ctx.formula, ctx.a, ctx.b, ctx.reduction, weight, pos_weight)
+    return reference_gradients(
+        lambda *pair: loss(*(t.to(ctx.out_dtype) for t in pair)),
+        (input, target),
+        ctx.needs_input_grad[:2],
+        grad_output,
+    )

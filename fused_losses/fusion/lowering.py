@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .tracing import Trace
 
 
-Elements = dict[Value, dict[Positions, Expression]]
 WORTH_MEMORY = 32  # operations for each element, above which it is written to memory and read again
 COSTLY = frozenset(
     [
@@ -69,6 +68,16 @@ def cost(expression: Expression) -> int:
     return sum((8 if node.op in COSTLY else 1) for node in seen if node.arguments)
 
 
+@dataclass(eq=False)  # compared by identity
+class Element:
+    """A value at some positions: its expression, and the elements that it was made of."""
+
+    value: Value
+    positions: Positions
+    expression: Expression
+    parts: Sequence[Element]
+
+
 class Lowering:
     """Builds one program.
 
@@ -82,8 +91,8 @@ class Lowering:
         self.steps: list[Stage | Extern] = []
         self.used: dict[str, None] = {}  # buffers that are read
         self.parameters: dict[str, None] = {}
-        self._elements: Elements = {}  # of the stage at hand
-        self._draft: Elements = {}  # of the next stage
+        self._elements: dict[Value, dict[Positions, Element]] = {}  # all that were looked at, each worked out once
+        self._parts: list[Element] = []  # of the element that is worked out
         self._stored: set[Value] = set()  # what is kept in memory, as one stage reads it at many places
         self._nodes: dict[Any, Expression] = {}
         self._looking_up: set[Expression] = set()
@@ -150,16 +159,21 @@ class Lowering:
     def element(self, value: Value, positions: Positions) -> Expression:
         if value in self._stored:
             return self.load_stored(value, positions)
-        known = self._elements.get(value, {})
-        element = known.get(positions) if known else None  # to hash positions takes a while
+        known = self._elements.setdefault(value, {})
+        element = known.get(positions)
         if element is None:
-            element = self._own(value, positions)
-            self._elements.setdefault(value, {})[positions] = element
-        return element
+            element = self._worked_out(value, positions)
+            known[positions] = element
+        self._parts.append(element)
+        return element.expression
 
-    def _own(self, value: Value, positions: Positions) -> Expression:
+    def _worked_out(self, value: Value, positions: Positions) -> Element:
         """An element as the value itself gives it, wherever it may be stored."""
-        return self.number(1, value.dtype) if value in self.ones else value.element(self, positions)
+        around, self._parts = self._parts, []
+        expression = self.number(1, value.dtype) if value in self.ones else value.element(self, positions)
+        element = Element(value, positions, expression, self._parts)
+        self._parts = around
+        return element
 
     def lone_term(self, value: Reduction, positions: Positions) -> Expression | None:
         """An element of a sum of which one term alone is not 0; it needs no buffer."""
@@ -170,23 +184,15 @@ class Lowering:
         if more or is_one(extent) or not self.may_be_lone(value, positions):
             return None
         along = (Position.of({"term": 1}, 0),)
-        around, self._elements = self._elements, {}
-        term = self._own(value.operand, (*positions[:dimension], along, *positions[dimension:]))
-        self._elements = around
+        term = self._worked_out(value.operand, (*positions[:dimension], along, *positions[dimension:])).expression
         lone = lone_term(self, term, "term", size_of(extent))
         return None if lone is None else self.cast(lone, value.dtype)
 
     def may_be_lone(self, value: Reduction, positions: Positions) -> bool:
-        """Whether one term alone is not 0, wherever it is read; where that is not so, this drafts the stage to come."""
-        stored = len(self._stored)
-        around, self._elements = self._elements, {}
+        """Whether one term alone is not 0, wherever it is read."""
         _, (axis,), along = _along_axes(value.operand, value.dimensions)
-        term = self._own(value.operand, along)
-        draft, self._elements = self._elements, around
-        if self.looks_up(term) and lone_term(self, term, axis.name, axis.extent) is not None:
-            return True
-        self._draft = draft if len(self._stored) == stored else {}
-        return False
+        term = self._worked_out(value.operand, along).expression
+        return self.looks_up(term) and lone_term(self, term, axis.name, axis.extent) is not None
 
     # Buffers.
 
@@ -230,24 +236,27 @@ class Lowering:
 
     def _computed(self, operand: Value, positions: Positions) -> Expression:
         """The expression of a stage, in which nothing large is computed at many places."""
-        around, self._elements, self._draft = self._elements, self._draft, {}
         while True:
-            expression = self._own(operand, positions)
-            repeated = self._most_repeated()
+            element = self._worked_out(operand, positions)
+            repeated = _most_repeated(element)
             if repeated is None:
-                self._elements = around
-                return expression
+                return element.expression
             self._stored.add(repeated)
-            self._elements = {}
+            self._forget(repeated)
 
-    def _most_repeated(self) -> Value | None:
-        """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
-        costs: dict[Value, int] = {}
-        for value, elements in self._elements.items():
-            if repetitions := _repetitions(elements):
-                costs[value] = repetitions * cost(next(iter(elements.values())))
-        value = max(costs, key=lambda value: costs[value], default=None)
-        return value if value is not None and costs[value] > WORTH_MEMORY else None
+    def _forget(self, value: Value) -> None:
+        """Lets every element that is made of a value's be worked out again."""
+        made_of_it: dict[Element, bool] = {}
+
+        def is_made_of_it(element: Element) -> bool:
+            if element not in made_of_it:
+                made_of_it[element] = element.value is value or any(map(is_made_of_it, element.parts))
+            return made_of_it[element]
+
+        for elements in self._elements.values():
+            for element in [*elements.values()]:
+                if is_made_of_it(element):
+                    del elements[element.positions]
 
     def _reduce(self, value: Reduction) -> None:
         self._stage(value, value.operand, value.dimensions, value.combine)
@@ -292,7 +301,33 @@ class Lowering:
         return reshaped
 
 
-def _repetitions(everywhere: Iterable[Positions]) -> int:
+def _most_repeated(element: Element) -> Value | None:
+    """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
+    costs: dict[Value, int] = {}
+    for value, elements in _by_value(element).items():
+        if repetitions := _repetitions([part.positions for part in elements]):
+            costs[value] = repetitions * cost(elements[0].expression)
+    value = max(costs, key=lambda value: costs[value], default=None)
+    return value if value is not None and costs[value] > WORTH_MEMORY else None
+
+
+def _by_value(element: Element) -> dict[Value, list[Element]]:
+    """The elements that one is made of, directly or not, in the order in which they were worked out."""
+    found: dict[Value, list[Element]] = {}
+    seen: set[Element] = set()
+
+    def look(element: Element) -> None:
+        for part in element.parts:
+            if part not in seen:
+                seen.add(part)
+                look(part)
+                found.setdefault(part.value, []).append(part)
+
+    look(element)
+    return found
+
+
+def _repetitions(everywhere: Sequence[Positions]) -> int:
     """How often a value that is read at some positions is computed for each of its elements, beyond the first time."""
     flat = [[position for each in positions for position in each] for positions in everywhere]
     # A strided piece is computed between its elements too.

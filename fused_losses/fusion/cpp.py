@@ -138,7 +138,7 @@ def _sizes(stage: Stage) -> Iterator[Size]:
     yield from stage.buffer.sizes
     for node in stage.expression.nodes:
         for _, value in node.attributes:
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in value if type(value) is tuple else (value,):
                 if isinstance(item, Size):
                     yield item
                 elif isinstance(item, Index):

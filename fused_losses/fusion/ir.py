@@ -11,10 +11,10 @@ pattern of ranks, dtypes and equal sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,28 +22,10 @@ import torch
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # Operators that look at memory in another shape.
 ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "view_as_real", "view_as_complex")}
-T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
 
-def hashed_once(kind: type[T]) -> type[T]:
-    """Decorates a frozen dataclass whose hash goes deep: each object computes it once."""
-    compute: Callable[[Any], int] = kind.__hash__
-
-    def hash_of(self: Any) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            vars(self)["_hash"] = result = compute(self)
-            return result
-
-    kind.__hash__ = hash_of  # type: ignore[assignment]
-    return kind
-
-
-@hashed_once
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """An integer made of input sizes: ``op`` is "const", "size" (of a dimension of an input), or an operation.
 
     "const" has ``value``; "size" has ``value`` = (input name, dimension); "add", "sub", "mul", "floordiv", "max" and
@@ -58,18 +40,14 @@ class Size:
 ZERO, ONE, TWO = Size("const", 0), Size("const", 1), Size("const", 2)
 
 
-@hashed_once
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """A loop: its name is unique within its stage, its extent known at run time."""
 
     name: str
     extent: Size
 
 
-@hashed_once
-@dataclass(frozen=True)
-class Index:
+class Index(NamedTuple):
     """Where along one dimension of a buffer a load looks: offset + the sum of coefficient times axis, over a divisor.
 
     Where it does not divide, it lies outside of every size.

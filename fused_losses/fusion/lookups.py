@@ -7,23 +7,11 @@ from typing import Any
 
 import torch
 
+from .extents import Extent, is_one, size_of
 from .ir import Expression
 from .lowering import Lowering
 from .operators import operator
-from .values import (
-    ORIGIN,
-    Computed,
-    Extent,
-    Position,
-    Positions,
-    Value,
-    View,
-    as_whole,
-    broadcast,
-    is_one,
-    restricted,
-    size_of,
-)
+from .values import ORIGIN, Computed, Position, Positions, Value, View, as_whole, broadcast, restricted
 from .views import dimension_of, single
 
 

@@ -10,22 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .extents import is_one, size_of
 from .ir import ALIASES, TWO, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
-from .values import (
-    ORIGIN,
-    Complex,
-    External,
-    Input,
-    Pairs,
-    Position,
-    Positions,
-    Reduction,
-    Stored,
-    Value,
-    is_one,
-    size_of,
-)
+from .values import ORIGIN, Complex, External, Input, Pairs, Position, Positions, Reduction, Stored, Value
 
 if TYPE_CHECKING:
     from .tracing import Trace
@@ -153,7 +141,7 @@ class Lowering:
 
     def load(self, buffer: str, dtype: torch.dtype, positions: Sequence[Position]) -> Expression:
         self.used[buffer] = None
-        index = tuple(position.index() for position in positions)
+        index = tuple(position.as_index() for position in positions)
         return self.make("load", dtype, buffer=buffer, index=index, guarded=any(p.guarded for p in positions))
 
     def element(self, value: Value, positions: Positions) -> Expression:

@@ -8,25 +8,12 @@ from typing import Any
 
 import torch
 
+from .extents import Extent, is_one, product
 from .ir import Combine, Expression
 from .lowering import Lowering
 from .piecewise import reduction
 from .signs import is_nonpositive
-from .values import (
-    Computed,
-    Extent,
-    Iota,
-    Map,
-    Positions,
-    Scalar,
-    Stored,
-    Value,
-    View,
-    Where,
-    as_whole,
-    is_one,
-    product,
-)
+from .values import Computed, Iota, Map, Positions, Scalar, Stored, Value, View, Where, as_whole
 
 OPERATORS: dict[str, Callable[..., Any]] = {}  # by the name in namespaces aten and prims; handler(tracer, *arguments)
 
@@ -479,7 +466,7 @@ def _cumsum(tracer: Any, x: Value, dim: int, dtype: Any = None) -> Any:
         return operand
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
-        index = (positions[dim][0].index(),)
+        index = (positions[dim][0].as_index(),)
         return lowering.make("cumulated", dtype, lowering.element(operand, positions), index=index)
 
     return Stored(Computed(operand.shape, dtype, operand.digits, element))

@@ -7,24 +7,12 @@ from typing import Any
 
 import torch
 
+from .extents import Extent, is_one, product, same
 from .ir import Expression
 from .lowering import Lowering
 from .operators import cast, operator, promoted, with_ones
 from .reshaping import viewed
-from .values import (
-    ORIGIN,
-    Computed,
-    Extent,
-    Position,
-    Positions,
-    Scalar,
-    Value,
-    as_whole,
-    broadcast,
-    is_one,
-    product,
-    same,
-)
+from .values import ORIGIN, Computed, Position, Positions, Scalar, Value, as_whole, broadcast
 from .views import dimension_of, range_of, replaced, single, slice_of
 
 

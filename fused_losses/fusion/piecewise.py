@@ -10,9 +10,10 @@ from functools import reduce
 
 import torch
 
+from .extents import Extent, is_one
 from .ir import Buffer, Combine, Expression
 from .lowering import Lowering, cost
-from .values import ORIGIN, Extent, Map, Position, Positions, Reduction, Value, is_one, place_of
+from .values import ORIGIN, Map, Position, Positions, Reduction, Value, place_of
 
 MOST_PLACES = 8
 MOST_OPERATIONS = 1024  # at all places together, with everything that goes into them

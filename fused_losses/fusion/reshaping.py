@@ -7,21 +7,10 @@ from typing import Any
 
 import torch
 
+from .extents import Extent, is_one, product, quotient, same
 from .lowering import Lowering
 from .operators import operator
-from .values import (
-    Digits,
-    Extent,
-    Positions,
-    Value,
-    View,
-    external,
-    is_one,
-    merged,
-    product,
-    quotient,
-    same,
-)
+from .values import Digits, Positions, Value, View, external, merged
 
 
 @operator("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy")

@@ -7,24 +7,12 @@ from typing import Any
 
 import torch
 
+from .extents import is_one, product, same
 from .ir import Expression
 from .lookups import around, checked, wrapped
 from .lowering import Lowering
 from .operators import as_value, expanded, mapped, operator, reduced, with_ones
-from .values import (
-    ORIGIN,
-    Computed,
-    Positions,
-    Scalar,
-    Value,
-    View,
-    as_whole,
-    broadcast,
-    is_one,
-    product,
-    restricted,
-    same,
-)
+from .values import ORIGIN, Computed, Positions, Scalar, Value, View, as_whole, broadcast, restricted
 from .views import dimension_of, replaced
 
 MOST_TERMS = 16  # of a scattered sum that looks at all of them for each element
@@ -139,7 +127,7 @@ def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], o
         by_dimension = {k: positions[d] for d, k in own.items()} | dict(zip(over, positions[x.ndim :]))
         at = tuple(by_dimension[k] for k in range(len(shape)))
         value, *where = (lowering.element(v, restricted(lowering, at, whole, v)) for v in (values, *chosen))
-        index = tuple(positions[d][0].index() for d in places)
+        index = tuple(positions[d][0].as_index() for d in places)
         return lowering.make("placed", x.dtype, lowering.cast(value, x.dtype), *where, index=index)
 
     of_x = [digits[own[d]] if d in own else x.digits[d] for d in range(x.ndim)]

@@ -162,7 +162,7 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
     def index_of(index: Index | Expression) -> Index | Expression:
         if isinstance(index, Expression):
             return done[id(index)]
-        return replace(index, terms=tuple((names[axis], factor) for axis, factor in index.terms if axis in names))
+        return index._replace(terms=tuple((names[axis], factor) for axis, factor in index.terms if axis in names))
 
     def attribute(name: str, value: object) -> object:
         if name == "index":
@@ -174,7 +174,7 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
         attributes = tuple((name, attribute(name, value)) for name, value in node.attributes)
         arguments = tuple(done[id(argument)] for argument in node.arguments)
         done[id(node)] = Expression(node.op, node.dtype, arguments, attributes)
-    rename = lambda axes: tuple(replace(axis, name=names.get(axis.name, axis.name)) for axis in axes)
+    rename = lambda axes: tuple(axis._replace(name=names.get(axis.name, axis.name)) for axis in axes)
     expression = done[id(stage.expression)]
     return replace(stage, axes=rename(stage.axes), reduced=rename(stage.reduced), expression=expression)
 

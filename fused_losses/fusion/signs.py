@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .extents import is_one
 from .ir import Combine
-from .values import Map, Reduction, Value, View, is_one
+from .values import Map, Reduction, Value, View
 
 
 def is_nonpositive(x: Value) -> bool:

@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,6 +82,19 @@ class Assumptions:
         self.least: list[int] = []  # what an atom is at least
         self.guards: list[Guard] = []
         self._indices: dict[Size, int] = {}
+        self._numbers: dict[Any, Number] = {}
+        self.worked_out: dict[Any, Number] = {}  # results of arithmetic, by method and operands
+        self.truth = {
+            value: Number(self, Guard("eq" if value else "ne", ZERO, ZERO, True), value) for value in (True, False)
+        }
+
+    def integer(self, polynomial: Polynomial, hint: int) -> Number:
+        """The number that a polynomial is: one object, so that equal ones are the same."""
+        key = tuple(sorted(polynomial.items()))
+        number = self._numbers.get(key)
+        if number is None:
+            self._numbers[key] = number = Number(self, polynomial, hint)
+        return number
 
     def size(self, name: str, dimension: int, hint: int) -> torch.SymInt:
         """A dimension of an input; those of 0 and 1 are fixed by the pattern, so this one is at least 2."""
@@ -95,7 +109,7 @@ class Assumptions:
             self.atoms.append(size)
             self.hints.append(hint)
             self.least.append(least)
-        return Number(self, {(self._indices[size],): 1}, hint)
+        return self.integer({(self._indices[size],): 1}, hint)
 
     def as_size(self, polynomial: Polynomial) -> Size:
         terms = []
@@ -177,11 +191,29 @@ def _divided(a: Polynomial, b: Polynomial) -> Polynomial | None:
     return result
 
 
+def _once(method: Callable[..., Number]) -> Callable[..., Number]:
+    """Decorates what is worked out once for each of its arguments."""
+
+    def given(self: Number, *arguments: Any) -> Number:
+        known, key = self.assumptions.worked_out, (method, self, *arguments)
+        result = known.get(key)
+        if result is None:
+            known[key] = result = method(self, *arguments)
+        return result
+
+    return given
+
+
 class Number:
-    """A symbolic int, float or bool in torch's protocol; every method's name is torch's."""
+    """A symbolic int, float or bool in torch's protocol; every public method's name is torch's.
+
+    Integers with equal formulas are one object.
+    """
 
     def __init__(self, assumptions: Assumptions, formula: Formula | Guard, hint: Any):
         self.assumptions, self.formula, self.hint = assumptions, formula, hint
+        is_constant = isinstance(formula, dict) and len(formula) <= (() in formula)
+        self.plain: int | Number = hint if is_constant else self  # an int where that is all it is
 
     # What it is.
 
@@ -211,13 +243,10 @@ class Number:
         return True
 
     def is_constant(self) -> bool:
-        return self.maybe_as_int() is not None
+        return self.plain is not self
 
     def maybe_as_int(self) -> int | None:
-        formula = self.formula
-        if isinstance(formula, dict) and len(formula) <= (() in formula):
-            return self.hint
-        return None
+        return self.plain if isinstance(self.plain, int) else None
 
     def clone(self) -> Number:
         return self
@@ -227,7 +256,12 @@ class Number:
 
     __str__ = __repr__ = _graph_repr = str
 
-    @property
+    @cached_property
+    def extent(self) -> torch.SymInt:
+        """As a size of a tensor."""
+        return torch.SymInt(self)
+
+    @cached_property
     def size(self) -> Size:
         assert isinstance(self.formula, dict)
         return self.assumptions.as_size(self.formula)
@@ -245,29 +279,48 @@ class Number:
     # Constants.
 
     def wrap_int(self, number: int) -> Number:
-        return Number(self.assumptions, {(): number} if number else {}, number)
+        return self.assumptions.integer({(): number} if number else {}, number)
 
     def wrap_float(self, number: float) -> Number:
         return Number(self.assumptions, Expression("constant", torch.float64, (), (("value", number),)), number)
 
     def wrap_bool(self, value: bool) -> Number:
-        return Number(self.assumptions, Guard("eq" if value else "ne", ZERO, ZERO, True), value)
+        return self.assumptions.truth[value]
 
-    # Arithmetic.
+    # Arithmetic: torch's, and Python's own among integers.
+
+    def _beside(self, other: int | Number) -> Number:
+        return self.wrap_int(other) if isinstance(other, int) else other
+
+    def __add__(self, other: int | Number) -> int | Number:
+        return self.add(self._beside(other)).plain
+
+    def __mul__(self, other: int | Number) -> int | Number:
+        return self.mul(self._beside(other)).plain
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def over(self, other: int | Number) -> int | Number | None:
+        """The quotient, where it is a whole number whatever the sizes are."""
+        divisor = self._beside(other)
+        exact = _divided(self.formula, divisor.formula)  # type: ignore[arg-type]
+        return None if exact is None else self._integer(exact, self.hint // divisor.hint).plain
 
     def _integer(self, polynomial: Polynomial, hint: int) -> Number:
-        return Number(self.assumptions, polynomial, hint)
+        return self.assumptions.integer(polynomial, hint)
 
     def _number(self, op: str, *others: Number) -> Number:
         operands = (self, *others)
         expression = Expression(op, torch.float64, tuple(n.sym_float().formula for n in operands))  # type: ignore[misc]
         return Number(self.assumptions, expression, ARITHMETIC[op](*(float(n.hint) for n in operands)))
 
+    @_once
     def add(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
             return self._integer(_added(self.formula, other.formula), self.hint + other.hint)
         return self._number("add", other)
 
+    @_once
     def mul(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
             return self._integer(_multiplied(self.formula, other.formula), self.hint * other.hint)
@@ -276,11 +329,13 @@ class Number:
     def neg(self) -> Number:
         return self.mul(self.wrap_int(-1)) if self.is_int() else self._number("neg")
 
+    @_once
     def sub(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
             return self._integer(_subtracted(self.formula, other.formula), self.hint - other.hint)
         return self._number("sub", other)
 
+    @_once
     def int_floordiv(self, other: Number) -> Number:
         exact = _divided(self.formula, other.formula)  # type: ignore[arg-type]
         if exact is not None:
@@ -348,6 +403,7 @@ class Number:
 
     # Comparisons and what Python or C++ must know.
 
+    @_once
     def _compared(self, comparison: str, other: Number) -> Number:
         outcome = COMPARISONS[comparison](self.hint, other.hint)
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):

@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .extents import Extent
 from .externs import LEFT_TO_TORCH, results
 from .piecewise import Outline
 from .sizes import Assumptions
-from .values import Complex, Extent, External, ExternalCall, Input, Scalar, Value
+from .values import Complex, External, ExternalCall, Input, Scalar, Value
 
 aten = torch.ops.aten
 # Operators of Python in which a size or a hyper-parameter may stand beside a tensor.

@@ -7,88 +7,59 @@ flattening concatenates digits and splitting divides them, so that an index neve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .ir import ZERO, Combine, Expression, Index, Size, hashed_once
+from .extents import Extent, as_size, is_one, number_of, product, quotient, same
+from .ir import Combine, Expression, Index
+from .sizes import Number
 
 if TYPE_CHECKING:
     from .lowering import Lowering
 
 aten = torch.ops.aten
-Extent = Any  # int or torch.SymInt, whose arithmetic type checkers take for that of floats
 Digits = tuple[Extent, ...]
 
 
-def size_of(extent: Extent) -> Size:
-    return Size("const", extent) if isinstance(extent, int) else extent.node.size
-
-
-def product(extents: Sequence[Extent]) -> Any:
-    return math.prod(extents[1:], start=extents[0]) if extents else 1
-
-
-def is_one(extent: Extent) -> bool:
-    """Whether an extent is 1; open sizes never are."""
-    return isinstance(extent, int) and extent == 1
-
-
-def quotient(a: Extent, b: Extent) -> Extent | None:
-    """a / b where it is a whole number whatever the sizes are."""
-    if isinstance(b, int) and b == 0:
-        return None
-    result = a // b
-    return result if same(result * b, a) else None
-
-
-def same(x: Extent, y: Extent) -> bool:
-    """Whether two extents are equal whatever the sizes are."""
-    if x is y:
-        return True
-    difference = x - y
-    return isinstance(difference, int) and difference == 0
-
-
-@hashed_once
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where along one digit an element is read: an affine function of axes over a divisor, or a computed index.
 
     Where it does not divide, it lies outside, and what is read there is looked at by nobody: a multiple of a position
     may therefore be exact where the position is not.
     """
 
-    terms: tuple[tuple[str, Size], ...] = ()
-    offset: Size = ZERO
+    terms: tuple[tuple[str, int | Number], ...] = ()  # axes, sorted, with their coefficients
+    offset: int | Number = 0
     computed: Expression | None = None
     guarded: bool = False  # whether it may lie outside
     divisor: int = 1
-    affine: Any = field(default=None, compare=False)  # (coefficients, offset) as extents, for arithmetic
 
     @staticmethod
-    def of(coefficients: dict[str, Extent], offset: Extent, guarded: bool = False, divisor: int = 1) -> Position:
-        numbers = (*coefficients.values(), offset)
-        if divisor > 1 and all(isinstance(number, int) for number in numbers):
-            shared = math.gcd(divisor, *numbers)
-            coefficients = {axis: c // shared for axis, c in coefficients.items()}
-            offset, divisor = offset // shared, divisor // shared
-        terms = tuple((axis, size_of(c)) for axis, c in sorted(coefficients.items()))
-        return Position(terms, size_of(offset), None, guarded, divisor, (coefficients, offset))
+    def of(
+        coefficients: Mapping[str, int | Number], offset: int | Number, guarded: bool = False, divisor: int = 1
+    ) -> Position:
+        if divisor > 1:
+            numbers = [number for number in (*coefficients.values(), offset) if isinstance(number, int)]
+            if len(numbers) > len(coefficients):
+                shared = math.gcd(divisor, *numbers)
+                coefficients = {axis: c // shared for axis, c in coefficients.items()}  # type: ignore[operator]
+                offset, divisor = offset // shared, divisor // shared  # type: ignore[operator]
+        return Position(tuple(sorted(coefficients.items())), offset, None, guarded, divisor)
 
     @staticmethod
     def at(expression: Expression, guarded: bool = False) -> Position:
         return Position(computed=expression, guarded=guarded)
 
-    def index(self) -> Index | Expression:
+    def as_index(self) -> Index | Expression:
         """For a load or an "index" expression."""
         if self.computed is not None:
             return self.computed
-        terms = tuple((axis, c.value if c.op == "const" else c) for axis, c in self.terms)
-        return Index(terms, self.offset, self.divisor)
+        terms = tuple([(axis, c if isinstance(c, int) else c.size) for axis, c in self.terms])
+        return Index(terms, as_size(self.offset), self.divisor)
 
     def expression(self, lowering: Lowering) -> Expression:
         if self.computed is not None:
@@ -97,58 +68,59 @@ class Position:
             return lowering.number(-1, torch.int64)
         if self.constant is not None:
             return lowering.number(self.constant, torch.int64)
-        return lowering.make("index", torch.int64, value=self.index())
+        return lowering.make("index", torch.int64, value=self.as_index())
 
     @property
     def constant(self) -> int | None:
         """The place, where it is one and known."""
-        is_known = self.computed is None and not self.terms and self.offset.op == "const" and self.divisor == 1
-        return self.offset.value if is_known else None
+        is_known = self.computed is None and not self.terms and self.divisor == 1
+        return self.offset if is_known and isinstance(self.offset, int) else None
 
     @property
     def is_outside(self) -> bool:
         """Whether it divides nowhere."""
-        numbers = [c.value for _, c in self.terms if c.op == "const"]
-        if self.divisor == 1 or len(numbers) < len(self.terms) or self.offset.op != "const":
+        if self.divisor == 1 or not isinstance(self.offset, int):
             return False
-        return self.offset.value % math.gcd(self.divisor, *numbers) != 0
+        numbers = [c for _, c in self.terms if isinstance(c, int)]
+        return len(numbers) == len(self.terms) and self.offset % math.gcd(self.divisor, *numbers) != 0
 
     def moved(self, lowering: Lowering, scale: Extent, offset: Extent, guarded: bool = False) -> Position:
         """scale * position + offset."""
         guarded |= self.guarded
         if self.computed is None:
-            coefficients, start = self.affine or ({}, 0)
-            shared = math.gcd(scale, self.divisor) if isinstance(scale, int) else 1
-            divisor, scale = self.divisor // shared, scale // shared
-            coefficients = {axis: c * scale for axis, c in coefficients.items()}
-            return Position.of(coefficients, start * scale + offset * divisor, guarded, divisor)
+            factor, start, divisor = number_of(scale), number_of(offset), self.divisor
+            if isinstance(factor, int):
+                shared = math.gcd(factor, divisor)
+                factor, divisor = factor // shared, divisor // shared
+            coefficients = {axis: c * factor for axis, c in self.terms}
+            return Position.of(coefficients, self.offset * factor + start * divisor, guarded, divisor)
         moved = lowering.make("mul", torch.int64, self.computed, lowering.number(scale, torch.int64))
         moved = lowering.make("add", torch.int64, moved, lowering.number(offset, torch.int64))
         return Position.at(moved, guarded)
 
     def plus(self, lowering: Lowering, other: Position) -> Position:
+        if self == ORIGIN or other == ORIGIN:
+            return other if self == ORIGIN else self
         guarded = self.guarded or other.guarded
         if self.computed is None and other.computed is None:
             divisor = math.lcm(self.divisor, other.divisor)
-            mine, theirs = (p._numerator(divisor) for p in (self, other))
-            sums = {axis: mine[0].get(axis, 0) + theirs[0].get(axis, 0) for axis in mine[0] | theirs[0]}
-            return Position.of(sums, mine[1] + theirs[1], guarded, divisor)
+            (mine, start), (theirs, further) = (p._numerator(divisor) for p in (self, other))
+            sums = mine | {axis: mine.get(axis, 0) + c for axis, c in theirs.items()}
+            return Position.of(sums, start + further, guarded, divisor)
         both = (p.expression(lowering) for p in (self, other))
         return Position.at(lowering.binary("add", torch.int64, *both), guarded)
 
-    def _numerator(self, divisor: int) -> tuple[dict[str, Extent], Extent]:
+    def _numerator(self, divisor: int) -> tuple[dict[str, int | Number], int | Number]:
         """Coefficients and offset over a multiple of the divisor."""
-        coefficients, start = self.affine or ({}, 0)
         scale = divisor // self.divisor
-        return {axis: c * scale for axis, c in coefficients.items()}, start * scale
+        return {axis: c * scale for axis, c in self.terms}, self.offset * scale
 
     def over(self, lowering: Lowering, divisor: int) -> Position:
         """position / divisor, which lies outside where that is not whole."""
         if divisor == 1:
             return self
         if self.computed is None:
-            coefficients, start = self.affine or ({}, 0)
-            return Position.of(coefficients, start, True, self.divisor * divisor)
+            return Position.of(dict(self.terms), self.offset, True, self.divisor * divisor)
         by = lowering.number(divisor, torch.int64)
         quotient = lowering.make("floor_divide", torch.int64, self.computed, by)
         rest = lowering.make("remainder", torch.int64, self.computed, by)
@@ -303,7 +275,7 @@ class View(Value):
 
 def place_of(x: Value, dim: int, place: Extent) -> View:
     """The elements at one place of a dimension, which is dropped."""
-    at = Position.of({}, place)
+    at = Position.of({}, number_of(place))
     shape, digits = list(x.shape), list(x.digits)
     del shape[dim], digits[dim]
     return View(x, shape, digits, lambda lowering, positions: (*positions[:dim], (at,), *positions[dim:]))

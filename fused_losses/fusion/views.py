@@ -7,23 +7,10 @@ from typing import Any
 
 import torch
 
+from .extents import Extent, is_one, same
 from .lowering import Lowering
 from .operators import operator, with_ones
-from .values import (
-    ORIGIN,
-    Computed,
-    Digits,
-    Extent,
-    Position,
-    Positions,
-    Value,
-    View,
-    as_whole,
-    is_one,
-    place_of,
-    restricted,
-    same,
-)
+from .values import ORIGIN, Computed, Digits, Position, Positions, Value, View, as_whole, place_of, restricted
 
 
 def dimension_of(x: Value, dim: int) -> int:

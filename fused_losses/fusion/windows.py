@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from .extents import Extent
 from .ir import Expression
 from .lowering import Lowering
 from .operators import OPERATORS, mapped, operator
 from .pieces import either, within
-from .values import Computed, Extent, Positions, Stored, Value, place_of
+from .values import Computed, Positions, Stored, Value, place_of
 from .views import replaced, single
 
 LARGEST = 32  # elements of a window, each an operation

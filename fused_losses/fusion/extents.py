@@ -1,0 +1,56 @@
+"""Sizes of traced tensors, and what follows of them whatever they are: worked out without torch, which takes longer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .ir import Size
+from .sizes import Number
+
+Extent = Any  # int or torch.SymInt, whose arithmetic type checkers take for that of floats
+
+
+def number_of(extent: Extent) -> int | Number:
+    """An extent for arithmetic; equal ones are the same."""
+    return extent if isinstance(extent, int) else extent.node.plain
+
+
+def extent_of(number: int | Number) -> Extent:
+    return number if isinstance(number, int) else number.extent
+
+
+def as_size(number: int | Number) -> Size:
+    return Size("const", number) if isinstance(number, int) else number.size
+
+
+def size_of(extent: Extent) -> Size:
+    return as_size(number_of(extent))
+
+
+def is_one(extent: Extent) -> bool:
+    """Whether an extent is 1; open sizes never are."""
+    return isinstance(extent, int) and extent == 1
+
+
+def same(x: Extent, y: Extent) -> bool:
+    """Whether two extents are equal whatever the sizes are."""
+    return x is y or number_of(x) == number_of(y)
+
+
+def product(extents: Sequence[Extent]) -> Extent:
+    return extent_of(math.prod(map(number_of, extents)))
+
+
+def quotient(a: Extent, b: Extent) -> Extent | None:
+    """a / b where it is a whole number whatever the sizes are."""
+    x, y = number_of(a), number_of(b)
+    if y == 0:
+        return None
+    if isinstance(x, Number):
+        whole = x.over(y)
+        return None if whole is None else extent_of(whole)
+    if isinstance(y, int):
+        return None if x % y else x // y
+    return None if x else 0

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+
+words_of = re.compile(r"[A-Za-z_]\w*").findall
 
 
-def words_of(text: str) -> list[str]:
-    return re.findall(r"[A-Za-z_]\w*", text)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Statement:
     """What is done for each lane, or by one call for a block of them."""
 
@@ -21,9 +18,8 @@ class Statement:
     is_call: bool = False
     may_repeat: bool = True  # or must, as often as the loops around the lanes say
 
-    @cached_property
-    def words(self) -> list[str]:
-        return words_of(self.text)
+    def __post_init__(self) -> None:
+        self.words: list[str] = words_of(self.text)
 
 
 @dataclass(eq=False)  # compared by identity
@@ -46,17 +42,17 @@ class Body:
     def __init__(self, new_array: Callable[[str], str]) -> None:
         self._new_array = new_array
         self._statements: list[Statement] = []
-        self._kinds: dict[str, str] = {}  # of what differs from lane to lane, its C++ type
+        self.kinds: dict[str, str] = {}  # of what differs from lane to lane, its C++ type
         self._definitions: dict[str, Statement] = {}
         self._arrays: dict[str, str] = {}  # of a value, the array that has it
         self._kept: set[str] = set()  # arrays that others read
 
     def __contains__(self, name: str) -> bool:
         """Whether a value differs from lane to lane."""
-        return name in self._kinds
+        return name in self.kinds
 
     def define(self, kind: str, name: str, text: str) -> None:
-        self._kinds[name] = kind
+        self.kinds[name] = kind
         self._definitions[name] = Statement(f"const {kind} {name} = {text};", name)
         self._statements.append(self._definitions[name])
 
@@ -125,10 +121,10 @@ class Body:
     def _bring(self, statement: Statement, phase: Phase, home: Mapping[str, Phase]) -> None:
         """Lets a phase have what a statement takes of earlier ones."""
         for name in statement.words:
-            if name not in home or name not in self._kinds or name in phase.known:
+            if name not in home or name not in self.kinds or name in phase.known:
                 continue
             phase.known.add(name)
-            kind = self._kinds[name]
+            kind = self.kinds[name]
             if kind == "bool":  # truth values in memory would keep lanes of eight bytes from being vectorised
                 self._bring(self._definitions[name], phase, home)
                 phase.lanes.append(self._definitions[name].text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -59,16 +60,17 @@ _LONG = frozenset(  # so long that a block of lanes makes a call: inlined, they 
         *("pow", "fmod", "remainder", "floor_divide", "atan2", "hypot"),
     )
 )
-OPERATIONS = (
-    frozenset(INFIX) | _SHORT | _MIDDLING | _LONG | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
-)
+_FUNCTIONS = _SHORT | _MIDDLING | _LONG
+OPERATIONS = frozenset(INFIX) | _FUNCTIONS | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
 
 
+@functools.cache
 def identifier(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
+@functools.cache
 def size_of(size: Size) -> str:
     """C++ of a size, in terms of the arguments ``a`` of a pass."""
     if size.op == "const":
@@ -112,7 +114,7 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
         return f"{x} ? {arguments[1]} : {arguments[2]}"
     if op == "pow" and (power := simple_power(node)) in _POWERS:
         return _POWERS[power].format(x=x, one=constant(1, node.dtype))
-    if op in _SHORT | _MIDDLING | _LONG:
+    if op in _FUNCTIONS:
         return f"{'' if varies or op in _SHORT else 'apart::'}{op}_({', '.join(arguments)})"
     if op == "neg":
         return f"static_cast<{kind}>(-{x})"

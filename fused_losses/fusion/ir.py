@@ -11,10 +11,10 @@ pattern of ranks, dtypes and equal sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ import torch
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # Operators that look at memory in another shape.
 ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "view_as_real", "view_as_complex")}
+T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
 
@@ -186,9 +187,34 @@ class Stage:
         return tuple(node for node in self.expression.nodes if node.op == "load")
 
     @cached_property
+    def loaded_along(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """For each load, the buffer and the axes that its indices run along."""
+        return _once((load["buffer"], tuple(_axes_of(load["index"]))) for load in self.loads)
+
+    @cached_property
+    def loaded_at(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+        """For each load, the buffer and the axes that its indices simply are."""
+        return _once((load["buffer"], tuple(map(plain_axis, load["index"]))) for load in self.loads)
+
+    @cached_property
     def reads(self) -> frozenset[str]:
         """The names of the buffers that it loads from."""
         return frozenset(load["buffer"] for load in self.loads)
+
+
+def plain_axis(index: Index | Expression) -> str | None:
+    """The axis that an index simply is, if so."""
+    if isinstance(index, Index) and index.terms and index == Index(((index.terms[0][0], 1),)):
+        return index.terms[0][0]
+    return None
+
+
+def _axes_of(indices: Iterable[Index | Expression]) -> Iterator[str]:
+    return (name for index in indices if isinstance(index, Index) for name, _ in index.terms)
+
+
+def _once(items: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(items))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Element:
     expression: Expression
     parts: Sequence[Element]
 
+    def __post_init__(self) -> None:
+        # How often it is computed where it is read: a strided piece, between its elements too.
+        self.times = math.prod([position.divisor for each in self.positions for position in each])
+
 
 class Lowering:
     """Builds one program.
@@ -88,10 +92,11 @@ class Lowering:
     # Expressions, of which equal ones are one object.
 
     def make(self, op: str, dtype: torch.dtype, *arguments: Expression, **attributes: Any) -> Expression:
-        key = (op, dtype, arguments, tuple(attributes.items()), tuple(type(v) for v in attributes.values()))
+        items = tuple(attributes.items())
+        key = (op, dtype, arguments, items, *map(type, attributes.values()))
         node = self._nodes.get(key)
         if node is None:
-            self._nodes[key] = node = Expression(op, dtype, arguments, tuple(attributes.items()))
+            self._nodes[key] = node = Expression(op, dtype, arguments, items)
             if op == "checked" or not self._looking_up.isdisjoint(node.children):
                 self._looking_up.add(node)
         return node
@@ -293,7 +298,7 @@ def _most_repeated(element: Element) -> Value | None:
     """The value whose recomputation costs most, where memory is cheaper: a stencil's gradient is one."""
     costs: dict[Value, int] = {}
     for value, elements in _by_value(element).items():
-        if repetitions := _repetitions([part.positions for part in elements]):
+        if repetitions := _repetitions(elements):
             costs[value] = repetitions * cost(elements[0].expression)
     value = max(costs, key=lambda value: costs[value], default=None)
     return value if value is not None and costs[value] > WORTH_MEMORY else None
@@ -315,18 +320,15 @@ def _by_value(element: Element) -> dict[Value, list[Element]]:
     return found
 
 
-def _repetitions(everywhere: Sequence[Positions]) -> int:
+def _repetitions(elements: Sequence[Element]) -> int:
     """How often a value that is read at some positions is computed for each of its elements, beyond the first time."""
-    flat = [[position for each in positions for position in each] for positions in everywhere]
-    # A strided piece is computed between its elements too.
-    times = [math.prod([position.divisor for position in positions]) for positions in flat]
-    if sum(times) <= 2:
+    if sum([element.times for element in elements]) <= 2:
         return 0
     # What is only read at some places of a dimension, as stacked tensors are, is computed once at each.
     by_place: dict[Any, int] = {}
-    for positions, count in zip(flat, times):
-        place = tuple([position.constant for position in positions])
-        by_place[place] = by_place.get(place, 0) + count
+    for element in elements:
+        place = tuple([position.constant for each in element.positions for position in each])
+        by_place[place] = by_place.get(place, 0) + element.times
     return sum(count - 1 for count in by_place.values() if count > 2)
 
 

@@ -80,13 +80,6 @@ def _grouped(steps: Sequence[Stage | Extern], joins: Callable[[Stage, Group], bo
     return groups
 
 
-def plain_axis(index: Index | Expression) -> str | None:
-    """The axis that an index simply is, if so."""
-    if isinstance(index, Index) and index.terms and index == Index(((index.terms[0][0], 1),)):
-        return index.terms[0][0]
-    return None
-
-
 def product(sizes: Sequence[Size]) -> Size:
     result = ONE
     for size in sizes:
@@ -125,9 +118,9 @@ def _common_names(
     axes = {axis.name: axis for axis in stage.mentioned}
     names: dict[str, str] = {}
     plain = [
-        (load["buffer"], dimension, axis)
-        for load in sorted(stage.loads, key=lambda load: (load["buffer"] not in made, -len(load["index"])))
-        for dimension, axis in enumerate(map(plain_axis, load["index"]))
+        (buffer, dimension, axis)
+        for buffer, along_it in sorted(stage.loaded_at, key=lambda load: (load[0] not in made, -len(load[1])))
+        for dimension, axis in enumerate(along_it)
         if axis in axes
     ]
 
@@ -209,9 +202,9 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
     shared = set(order)
     for stage in stages:
         shared &= {axis for axis in stage.domain if axis.name != stage.cumulated}
-        for load in stage.loads:
-            if (source := inside.get(load["buffer"])) is not None:
-                shared &= {axis for axis, at in zip(source.axes, load["index"]) if plain_axis(at) == axis.name}
+        for buffer, along in stage.loaded_at:
+            if (source := inside.get(buffer)) is not None:
+                shared &= {axis for axis, at in zip(source.axes, along) if at == axis.name}
     outer = tuple(axis for axis in order if axis in shared)
     if reads_itself(stages):
         return _batched(outer, stages)
@@ -289,12 +282,7 @@ def memory_order(stages: Sequence[Stage]) -> list[Axis]:
     """
     axes = {axis.name: axis for stage in stages for axis in stage.domain}
     made = {stage.buffer.name for stage in stages}
-    by_load = [
-        [name for index in load["index"] if isinstance(index, Index) for name, _ in index.terms]
-        for stage in stages
-        for load in stage.loads
-        if load["buffer"] not in made
-    ]
+    by_load = [along for stage in stages for buffer, along in stage.loaded_along if buffer not in made]
     names = [name for load in sorted(by_load, key=len, reverse=True) for name in load]
     along = list(dict.fromkeys(name for name in names if name in axes))
     return [axes[name] for name in (*(name for name in axes if name not in along), *along)]

@@ -182,7 +182,9 @@ class Value:
 
     def __init__(self, shape: Sequence[Extent], dtype: torch.dtype, digits: Sequence[Digits] | None = None):
         self.shape, self.ndim, self.dtype = tuple(shape), len(shape), dtype
-        self.digits = tuple(digits) if digits is not None else tuple((extent,) for extent in shape)
+        self.digits = tuple(digits) if digits is not None else tuple([(extent,) for extent in shape])
+        # How many digits each dimension has, or 0 where it is of size 1.
+        self.counts = tuple([0 if is_one(n) else len(own) for n, own in zip(self.shape, self.digits)])
 
     def element(self, lowering: Lowering, positions: Positions) -> Expression:
         raise NotImplementedError
@@ -454,6 +456,8 @@ def as_whole(value: Value) -> Value:
 
 def restricted(lowering: Lowering, positions: Positions, of: Value, operand: Value) -> Positions:
     """The positions of a broadcast result as positions of an operand."""
+    if operand.counts == of.counts and all(of.counts):
+        return positions
     missing = of.ndim - operand.ndim
     dimensions = zip(positions[missing:], of.digits[missing:], operand.digits, operand.shape)
     return tuple(

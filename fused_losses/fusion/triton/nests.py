@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..expressions import identifier
-from ..ir import ONE, ZERO, Expression, Index, Size, Stage
-from ..schedule import place_along, plain_axis
+from ..ir import ONE, ZERO, Expression, Index, Size, Stage, plain_axis
+from ..schedule import place_along
 from .expressions import COMPUTED, literal, operation, typed
 from .numbers import Term
 from .reductions import REDUCTIONS

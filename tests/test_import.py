@@ -46,7 +46,7 @@ print("triton" in sys.modules)
 
 
 def test_fusing_does_not_import_the_compiler():
-    """A second of every user's first call. Torch's own decompositions of these do."""
+    """A second of every user's first call. Torch's own decompositions of these do; its autograd imports sympy."""
     script = """
 import sys, torch, torch.nn.functional as F, fused_losses
 
@@ -58,9 +58,9 @@ x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
 fused = fused_losses.fuse(loss, strict=True)
 fused(x, y).backward()
 torch.testing.assert_close(fused(x, y), loss(x, y))
-print("torch._dynamo" in sys.modules)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
-    assert python(script) == "False"
+    assert python(script) == "[]"
 
 
 def test_every_public_name_exists():

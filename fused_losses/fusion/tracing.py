@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .extents import Extent
+from .extents import Extent, extent_of, number_of
 from .externs import LEFT_TO_TORCH, results
 from .piecewise import Outline
 from .sizes import Assumptions
@@ -130,8 +132,8 @@ class Traced(Tensor):
 
 def _contiguous(shape: Sequence[Extent]) -> list[Extent]:
     """The strides of a tensor without gaps."""
-    steps: list[Extent] = [1, *accumulate(reversed(shape[1:]), operator.mul)]
-    return steps[: len(shape)][::-1]
+    steps = accumulate(map(number_of, reversed(shape[1:])), operator.mul, initial=1)
+    return [extent_of(step) for step in steps][: len(shape)][::-1]
 
 
 @dataclass(frozen=True)
@@ -163,23 +165,23 @@ class Tracer(TorchDispatchMode):
         self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
         self.constants: dict[Input, Tensor] = {}
         self.outline = Outline()
-        self.where, self.in_gradient = "", False
+        self.in_gradient = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .table import COMPLEX_OPERATORS, OPERATORS
 
+        self.operators = {True: COMPLEX_OPERATORS, False: OPERATORS}  # by whether they are of complex numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.in_gradient:
-            self.where = location()
-        name = func._schema.name.split("::")[1]
+        name, is_random, is_mutable = _known_of(func)
         if name == "lift_fresh" and not isinstance(args[0], Traced):
             return self.traced(self.constant(args[0]))
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if is_random:
             raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
-        if func._schema.is_mutable:
+        if is_mutable:
             return self._in_place(func, name, args, kwargs)
         complex_numbers = _has_complex_numbers([*args, *kwargs.values()])
-        handler = (COMPLEX_OPERATORS if complex_numbers else OPERATORS).get(name)
+        handler = self.operators[complex_numbers].get(name)
         if handler is not None:
             result = handler(self, *self._values(args), **self._values(kwargs))
             if result is not NotImplemented:
@@ -193,7 +195,8 @@ class Tracer(TorchDispatchMode):
         return self._external(func, args, kwargs)
 
     def refusal(self, reason: str) -> CannotFuse:
-        return CannotFuse(f"{reason}{f' ({self.where})' if self.where else ''}")
+        where = "in its gradient" if self.in_gradient else location()
+        return CannotFuse(f"{reason}{f' ({where})' if where else ''}")
 
     def traced(self, value: Value) -> Traced:
         return Traced.of(value, self.device)
@@ -243,7 +246,7 @@ class Tracer(TorchDispatchMode):
             return result
         traced = self.traced(result)
         if func.is_view:
-            put = PUT_BACK.get(func._schema.name.split("::")[1])
+            put = PUT_BACK.get(_known_of(func)[0])
             self._link(
                 traced,
                 args[0],
@@ -276,7 +279,7 @@ class Tracer(TorchDispatchMode):
         return written
 
     def _external(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = func._schema.name.split("::")[1]
+        name, *_ = _known_of(func)
         if name == "as_strided":
             raise self.refusal("as_strided depends on how a tensor lies in memory")
         if name == "_local_scalar_dense":
@@ -308,6 +311,13 @@ def _undecorated(decomposition: Callable[..., Any]) -> Callable[..., Any]:
             return inner.__wrapped__
         inner = inner.__wrapped__
     return decomposition
+
+
+@functools.cache
+def _known_of(func: Any) -> tuple[str, bool, bool]:
+    """The name of an operator, whether it is random, and whether it writes into what it is given."""
+    schema = func._schema
+    return schema.name.split("::")[1], torch.Tag.nondeterministic_seeded in func.tags, schema.is_mutable
 
 
 def _has_complex_numbers(arguments: Any) -> bool:
@@ -413,18 +423,21 @@ def trace(
             if output.is_complex():
                 raise CannotFuse("it returns complex numbers")
         wanted = [leaf for leaf, need in zip(leaves, requires_grad) if need]
-        tracer.where, tracer.in_gradient = "in its gradient", True
+        tracer.in_gradient = True
         cotangents = [
             Input(f"grad_output{k}", output.shape, output.dtype) if output.requires_grad else None
             for k, output in enumerate(outputs)
         ]
-        learnt = [output for output in outputs if output.requires_grad]
+        learnt = tuple([output for output in outputs if output.requires_grad])
         gradients: Sequence[Any] = [None] * len(wanted)
         values = tuple(output.value for output in outputs)
         if learnt:
-            ones = [tracer.traced(cotangent) for cotangent in cotangents if cotangent is not None]
+            ones = tuple([tracer.traced(cotangent) for cotangent in cotangents if cotangent is not None])
             with torch.autocast(device.type, enabled=False):  # as outside the block in which a loss is called
-                gradients = torch.autograd.grad(learnt, wanted, ones, allow_unused=True)
+                # What torch.autograd.grad does, but for a look at the shapes that imports sympy: a quarter of a second.
+                gradients = _engine_run_backward(
+                    learnt, ones, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+                )
     return Trace(
         inputs,
         tracer.constants,

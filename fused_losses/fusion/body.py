@@ -102,13 +102,15 @@ class Body:
     def _phases(self, statements: Sequence[Statement], home: dict[str, Phase]) -> list[Phase]:
         """Statements, each in the first phase that it can be in."""
         phases = [Phase()]
+        places = {phases[0]: 0}
         for statement in statements:
             homes = [home[name] for name in statement.words if name in home]
-            at = max((phases.index(other) for other in homes if other in phases), default=0)
+            at = max([places[other] for other in homes if other in places], default=0)
             phase = phases[at]
             if statement.is_call:
                 if phase is phases[-1]:
                     phases.append(Phase())
+                    places[phases[-1]] = at + 1
                 phase.calls.append(statement.text)
                 home[statement.defines] = phases[at + 1]
                 continue

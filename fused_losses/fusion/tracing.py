@@ -132,8 +132,8 @@ class Traced(Tensor):
 
 def _contiguous(shape: Sequence[Extent]) -> list[Extent]:
     """The strides of a tensor without gaps."""
-    steps = accumulate(map(number_of, reversed(shape[1:])), operator.mul, initial=1)
-    return [extent_of(step) for step in steps][: len(shape)][::-1]
+    steps = accumulate(map(number_of, reversed(shape[1:])), operator.mul)
+    return [1, *map(extent_of, steps)][: len(shape)][::-1]
 
 
 @dataclass(frozen=True)
@@ -323,6 +323,8 @@ def _known_of(func: Any) -> tuple[str, bool, bool]:
 def _has_complex_numbers(arguments: Any) -> bool:
     if isinstance(arguments, (list, tuple)):
         return any(map(_has_complex_numbers, arguments))
+    if isinstance(arguments, Traced):  # whose own method, a function of torch, would go through the modes
+        return arguments._value.dtype.is_complex
     if isinstance(arguments, Tensor):
         return arguments.is_complex()
     return isinstance(arguments, complex) or (isinstance(arguments, torch.dtype) and arguments.is_complex)
@@ -335,15 +337,17 @@ class Numbers(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         from .rewrites import REWRITES
 
+        self.rewrites = REWRITES
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.tracer.lifted:  # here rather than in dispatch, for autograd to see
             args, kwargs = tree_map(self._lifted, args), tree_map(self._lifted, kwargs)
-        if func in REWRITES:
-            return REWRITES[func](self.tracer, *args, **kwargs)
+        if func in self.rewrites:
+            return self.rewrites[func](self.tracer, *args, **kwargs)
         if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):
             args = (args[0], args[1], self.tracer.traced(Scalar(args[2], args[0].dtype)))
         values = [*args, *kwargs.values()]

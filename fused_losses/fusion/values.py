@@ -427,7 +427,7 @@ class Pairs(Value):
 def broadcast(operands: Sequence[Value]) -> tuple[list[Extent], list[Digits], list[Value]]:
     """The common shape, its digits, and the operands, of which some may have to be stored to have fitting digits."""
     operands = list(operands)
-    rank = max(operand.ndim for operand in operands)
+    rank = max([operand.ndim for operand in operands])
     shape: list[Extent] = [1] * rank
     digits: list[Digits] = [(1,)] * rank
     for operand in operands:

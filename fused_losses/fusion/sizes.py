@@ -81,6 +81,7 @@ class Assumptions:
         self.hints: list[int] = []
         self.least: list[int] = []  # what an atom is at least
         self.guards: list[Guard] = []
+        self.settled: set[Number] = set()  # truth values that are in the guards, sizes that are empty or not
         self._indices: dict[Size, int] = {}
         self._numbers: dict[Any, Number] = {}
         self.worked_out: dict[Any, Number] = {}  # results of arithmetic, by method and operands
@@ -452,6 +453,9 @@ class Number:
     and_, or_ = sym_and, sym_or
 
     def guard_bool(self, file: Any = "", line: int = 0) -> bool:
+        if self in self.assumptions.settled:
+            return self.hint
+        self.assumptions.settled.add(self)
         assert isinstance(self.formula, Guard)
         guard = self.formula
         constant = guard.left.op == guard.right.op == "const"
@@ -479,6 +483,9 @@ class Number:
 
     def settle_emptiness(self) -> None:
         """A trace serves tensors with elements or without, as what reduces the latter may raise."""
+        if self in self.assumptions.settled:
+            return
+        self.assumptions.settled.add(self)
         (monomial, *others) = self.formula or [()]  # type: ignore[misc]
         if others or any(self.assumptions.least[index] < 1 for index in monomial):
             self.eq(self.wrap_int(0)).guard_bool()

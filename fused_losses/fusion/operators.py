@@ -238,7 +238,12 @@ def _to_copy(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options:
     return cast(x, dtype or x.dtype)
 
 
-@operator("clone", "alias", "detach", "contiguous", "lift_fresh", "lift_fresh_copy", "conj", "_conj", "view_of")
+@operator("alias", "detach", "view_of")
+def _alias(tracer: Any, x: Value) -> Value:
+    return x
+
+
+@operator("clone", "contiguous", "lift_fresh", "lift_fresh_copy", "conj", "_conj")
 def _same(tracer: Any, x: Value, **options: Any) -> Value:
     return View(x, x.shape, x.digits, lambda lowering, positions: positions)
 

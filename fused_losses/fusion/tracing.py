@@ -132,8 +132,8 @@ class Traced(Tensor):
 
 def _contiguous(shape: Sequence[Extent]) -> list[Extent]:
     """The strides of a tensor without gaps."""
-    steps = accumulate(map(number_of, reversed(shape[1:])), operator.mul)
-    return [1, *map(extent_of, steps)][: len(shape)][::-1]
+    sizes: list[Any] = [number_of(extent) for extent in reversed(shape[1:])]
+    return [1, *map(extent_of, accumulate(sizes, operator.mul))][: len(shape)][::-1]
 
 
 @dataclass(frozen=True)

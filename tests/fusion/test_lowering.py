@@ -172,6 +172,28 @@ def test_partly_lowered(name):
     assert left <= externs(check(loss, *tensors))
 
 
+def test_each_element_is_worked_out_once(monkeypatch):
+    """Gradients that share what they are made of share the work."""
+    seen = []
+    work_out = Lowering._worked_out
+
+    def worked_out(lowering, value, positions):
+        seen.append((value, positions))
+        return work_out(lowering, value, positions)
+
+    def loss(x, y):
+        p, q = x.softmax(1), y.softmax(1)
+        return ((p - q).square() * (p + q).log()).sum(1).mean()
+
+    result = traced(loss, [torch.randn(5, 7), torch.randn(5, 7)], (0, 1))
+    monkeypatch.setattr(Lowering, "_worked_out", worked_out)
+    lower_at_once(result)
+    # But for the operands of reductions, at which both the search for a lone term and a stage begin.
+    stages = {value.operand for value, _ in seen if hasattr(value, "dimensions")}
+    again = [value for value, _ in set(seen) if value not in stages and seen.count((value, _)) > 1]
+    assert len(seen) > 20 and not again
+
+
 def test_one_program_serves_every_size():
     """The programs of one call, run on tensors of other sizes."""
     result = traced(F.cross_entropy, [torch.randn(5, 7), torch.zeros(5, dtype=torch.int64)], (0,))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fused_losses import fuse
+from fused_losses.fusion.ir import plain_axis
 from fused_losses.fusion.lowering import lower
-from fused_losses.fusion.schedule import plain_axis, schedule, unified
+from fused_losses.fusion.schedule import schedule, unified
 from fused_losses.fusion.sizes import Assumptions
 from fused_losses.fusion.tracing import trace
 

@@ -92,7 +92,9 @@ class Served:
         shapes = self._shapes(call.tensors)
         libraries = [built.compiled.libraries for built in self.built(any(call.requires_grad))]
         lacking = [each for each in libraries if each is not None and each.lack(shapes)]
-        if lacking:
+        if len(lacking) == 1:
+            lacking[0].of(shapes)
+        elif lacking:
             with ThreadPoolExecutor(len(lacking)) as pool:
                 list(pool.map(lambda each: each.of(shapes), lacking))
 

@@ -305,10 +305,7 @@ class Number:
         """The quotient, where it is a whole number whatever the sizes are."""
         divisor = self._beside(other)
         exact = _divided(self.formula, divisor.formula)  # type: ignore[arg-type]
-        return None if exact is None else self._integer(exact, self.hint // divisor.hint).plain
-
-    def _integer(self, polynomial: Polynomial, hint: int) -> Number:
-        return self.assumptions.integer(polynomial, hint)
+        return None if exact is None else self.assumptions.integer(exact, self.hint // divisor.hint).plain
 
     def _number(self, op: str, *others: Number) -> Number:
         operands = (self, *others)
@@ -318,13 +315,13 @@ class Number:
     @_once
     def add(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
-            return self._integer(_added(self.formula, other.formula), self.hint + other.hint)
+            return self.assumptions.integer(_added(self.formula, other.formula), self.hint + other.hint)
         return self._number("add", other)
 
     @_once
     def mul(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
-            return self._integer(_multiplied(self.formula, other.formula), self.hint * other.hint)
+            return self.assumptions.integer(_multiplied(self.formula, other.formula), self.hint * other.hint)
         return self._number("mul", other)
 
     def neg(self) -> Number:
@@ -333,14 +330,14 @@ class Number:
     @_once
     def sub(self, other: Number) -> Number:
         if isinstance(self.formula, dict) and isinstance(other.formula, dict):
-            return self._integer(_subtracted(self.formula, other.formula), self.hint - other.hint)
+            return self.assumptions.integer(_subtracted(self.formula, other.formula), self.hint - other.hint)
         return self._number("sub", other)
 
     @_once
     def int_floordiv(self, other: Number) -> Number:
         exact = _divided(self.formula, other.formula)  # type: ignore[arg-type]
         if exact is not None:
-            return self._integer(exact, self.hint // other.hint)
+            return self.assumptions.integer(exact, self.hint // other.hint)
         low, _ = self.assumptions.bounds(self.formula)  # type: ignore[arg-type]
         divisor = other.maybe_as_int()
         least = low // divisor if low > -LARGEST and divisor is not None and divisor > 0 else None

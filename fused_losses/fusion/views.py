@@ -108,7 +108,9 @@ def range_of(size: Extent, start: Any, end: Any, step: Any) -> tuple[Any, Any]:
         return 0 if value < 0 else size if value > size else value
 
     start, end = bound(start, 0), bound(end, size)
-    return start, (end - start + step - 1) // step if end > start else 0
+    if not end > start:
+        return start, 0
+    return start, end - start if is_one(step) else (end - start + step - 1) // step
 
 
 @operator("slice")

@@ -68,9 +68,6 @@ class Element:
     def __post_init__(self) -> None:
         # How often it is computed where it is read: a strided piece, between its elements too.
         self.times = math.prod([position.divisor for each in self.positions for position in each])
-        self.makes: list[Element] = []  # those that it is among the parts of
-        for part in self.parts:
-            part.makes.append(self)
 
 
 class Lowering:
@@ -242,11 +239,17 @@ class Lowering:
 
     def _forget(self, value: Value) -> None:
         """Lets every element that is made of a value's be worked out again."""
-        waiting = [*self._elements.get(value, {}).values()]
-        while waiting:
-            element = waiting.pop()
-            if self._elements.get(element.value, {}).pop(element.positions, None) is not None:
-                waiting += element.makes
+        made_of_it: dict[Element, bool] = {}
+
+        def is_made_of_it(element: Element) -> bool:
+            if element not in made_of_it:
+                made_of_it[element] = element.value is value or any(map(is_made_of_it, element.parts))
+            return made_of_it[element]
+
+        for elements in self._elements.values():
+            for element in [*elements.values()]:
+                if is_made_of_it(element):
+                    del elements[element.positions]
 
     def _reduce(self, value: Reduction) -> None:
         self._stage(value, value.operand, value.dimensions, value.combine)

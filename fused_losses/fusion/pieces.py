@@ -12,7 +12,7 @@ from .ir import Expression
 from .lowering import Lowering
 from .operators import cast, operator, promoted, with_ones
 from .reshaping import viewed
-from .values import ORIGIN, Computed, Position, Positions, Scalar, Value, as_whole, broadcast
+from .values import ORIGIN, Computed, Position, Positions, Scalar, Value, as_whole, broadcast, restricted
 from .views import dimension_of, range_of, replaced, single, slice_of
 
 
@@ -171,18 +171,26 @@ def _slice_scatter(
         return cast(source, x.dtype)
     if not isinstance(step, int):
         return NotImplemented
-    shape, digits, _ = broadcast([x, Scalar(0, x.dtype, x.shape)])
     low = None if step == 1 and isinstance(start, int) and start == 0 else 0
     high = None if step == 1 and same(start + length, size) else length
 
+    def moved(lowering: Lowering, positions: Positions) -> Position:
+        return positions[dim][0].moved(lowering, 1, -start, guarded=True).over(lowering, step)
+
+    def shifted(lowering: Lowering, positions: Positions) -> Expression:
+        along = ORIGIN if is_one(source.shape[dim]) else moved(lowering, positions)
+        return lowering.cast(lowering.element(source, replaced(positions, dim, along)), x.dtype)
+
+    there: Value = Computed(x.shape, x.dtype, [*source.digits[:dim], (size,), *source.digits[dim + 1 :]], shifted)
+    shape, digits, (there, x) = broadcast([there, x])  # whose other dimensions may be made of different digits
+    whole = Computed(shape, x.dtype, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+
     def element(lowering: Lowering, positions: Positions) -> Expression:
-        moved = positions[dim][0].moved(lowering, 1, -start, guarded=True).over(lowering, step)
-        at = replaced(positions, dim, ORIGIN if is_one(source.shape[dim]) else moved)
         return either(
             lowering,
-            within(lowering, moved, low, high),
-            lambda: lowering.cast(lowering.element(source, at), x.dtype),
-            lambda: lowering.element(x, positions),
+            within(lowering, moved(lowering, positions), low, high),
+            lambda: lowering.element(there, restricted(lowering, positions, whole, there)),
+            lambda: lowering.element(x, restricted(lowering, positions, whole, x)),
         )
 
     return Computed(shape, x.dtype, digits, element)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .lowering import Lowering
 
 aten = torch.ops.aten
-Digits = tuple[Extent, ...]
+Digits = tuple[Extent, ...]  # where there are several, none of them is 1
 
 
 class Position(NamedTuple):
@@ -135,7 +135,7 @@ Positions = tuple[tuple[Position, ...], ...]  # for each dimension, one for each
 def merged(lowering: Lowering, positions: Sequence[Position], digits: Digits) -> Position:
     """The position along the product of digits."""
     result = ORIGIN
-    for position, digit in zip(positions, digits):
+    for position, digit in zip(positions, digits, strict=True):
         result = result.moved(lowering, digit, 0).plus(lowering, position)
     return result
 
@@ -167,7 +167,9 @@ def regrouped(
     """Positions along finer digits as positions along coarser ones."""
     if len(digits) == len(wanted):
         return tuple(positions)
-    rest = [(p, d) for p, d in zip(positions, digits) if not is_one(d)]
+    if len(wanted) == 1:  # its size may have another formula than the product
+        return (merged(lowering, positions, digits),)
+    rest = [(p, d) for p, d in zip(positions, digits, strict=True) if not is_one(d)]
     result = []
     for whole in wanted:
         taken: list[tuple[Position, Extent]] = []

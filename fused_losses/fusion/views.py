@@ -201,5 +201,10 @@ def _diagonal(tracer: Any, x: Value, offset: int = 0, dim1: int = 0, dim2: int =
 def _repeat(tracer: Any, x: Value, times: Sequence[Any]) -> Value:
     x = with_ones(x, range(len(times) - x.ndim)) if len(times) > x.ndim else x
     shape = [n * size for n, size in zip(times, x.shape)]
-    digits = [(n, *own) for n, own in zip(times, x.digits)]
-    return View(x, shape, digits, lambda lowering, positions: tuple(each[1:] for each in positions))
+    digits = [tuple(digit for digit in (n, *own) if not is_one(digit)) or (1,) for n, own in zip(times, x.digits)]
+
+    def source(lowering: Lowering, positions: Positions) -> Positions:
+        ends = zip(positions, x.digits, x.shape)
+        return tuple((ORIGIN,) * len(own) if is_one(size) else each[-len(own) :] for each, own, size in ends)
+
+    return View(x, shape, digits, source)

@@ -80,6 +80,25 @@ def written(x, y):
     return (z * w).sum()
 
 
+def written_by_columns(x, y):
+    """The rows of the one are a product of other sizes than those of the other."""
+    z = x.reshape(-1, x.size(-1)) * 2
+    z[:, 1] = y.flatten()
+    z[:, 0].pow_(2)
+    return z.exp().sum()
+
+
+def sized_otherwise(x):
+    """Three tensors of one length, which is known as a product, as a number and as the sizes that it is a product of."""
+    flat = x.flatten()
+    return torch.where(torch.arange(x.numel()) > 3, torch.ones(len(flat)), flat.exp()).sum()
+
+
+def repeated(x):
+    places = torch.arange(x.shape[1] * x.shape[2])
+    return (x.flatten(1) * places.repeat(x.shape[0], 1)).sum() + (x[0].flatten() * places.repeat(1)).sum()
+
+
 def chosen(x, labels):
     rows = x.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     return -rows.mean() + x[labels[:3] % 5].sum() + x.index_select(1, labels[:2]).mean() + x[2, -1]
@@ -107,6 +126,10 @@ def contrastive(x, y):
 
 def spectral(x, y):
     return (torch.fft.rfft(x).abs() - torch.fft.rfft(y).abs()).square().mean()
+
+
+def convolved(x, y):
+    return (F.conv2d(x[None, None], y[None, None, :3, :3], padding=1) * x).sum()
 
 
 def ranked(x, y):
@@ -137,6 +160,9 @@ CASES = {
     "differences": (differences, IMAGE),
     "moved": (moved, *PAIR),
     "written": (written, *PAIR),
+    "written by columns": (written_by_columns, torch.randn(4, 6, 5), torch.randn(2, 12)),
+    "sized otherwise": (sized_otherwise, PAIR[0]),
+    "repeated": (repeated, torch.randn(2, 3, 5)),
     "chosen": (chosen, PAIR[0], LABELS),
     "extremes": (extremes, *PAIR),
     "pairs": (pairs, PAIR[0]),
@@ -155,6 +181,7 @@ PARTLY = {
     "folded": (folded, {"unfold_backward", "cumprod"}, *PAIR),
     "contrastive": (contrastive, {"mm"}, *PAIR),
     "spectral": (spectral, {"_fft_r2c"}, *PAIR),
+    "convolved": (convolved, {"convolution", "convolution_backward"}, *PAIR),
     "ranked": (ranked, {"sort"}, *PAIR),
 }
 
@@ -305,6 +332,7 @@ REFUSED = {
     "size depends on values": lambda x: torch.nonzero(x).sum() * x.sum(),
     "neither an argument": lambda x: (x * CAPTURED).sum(),
     "returns float": lambda x: 1.0,
+    "unsqueeze_ changes the shape": lambda x: x.exp().unsqueeze_(0).sum(),
     "as_strided": lambda x: x.as_strided((3,), (2,)).sum(),
 }
 

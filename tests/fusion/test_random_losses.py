@@ -7,6 +7,18 @@ from test_lowering import check
 
 from fused_losses import fuse
 
+
+
+def rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def written(x, values):
+    """Values of another shape put into a column."""
+    x[:, 0] = values.mT.reshape(-1)
+    return x
+
+
 UNARY = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -28,6 +40,10 @@ UNARY = {
     "written": lambda x: x.clone().mul_(2),
     "added up along rows": lambda x: x.cumsum(-1),
     "added up along columns": lambda x: x.cumsum(0),
+    "a column of flat rows": lambda x: (rows(x)[:, :1] * rows(x)).view(x.shape),
+    "written to flat rows": lambda x: written(rows(x) * 2, x.sum(-1)).view(x.shape),
+    "numbered": lambda x: (x.flatten() + torch.arange(x.numel()).repeat(1)).view(x.shape),
+    "repeated": lambda x: x.repeat(*[1] * (x.ndim - 1), 2)[..., 1 : x.shape[-1] + 1],
     "put together": lambda x: x.index_add(0, torch.arange(x.shape[0]) // 2, x),
 }
 BINARY = {

@@ -71,7 +71,7 @@ class Programs:
 
     def _find(self, call: Call, forward: Any) -> Served | Refusal:
         for served in self._exact.get(call.key, ()):
-            if served.serves_numbers(call.numbers):
+            if served.serves_numbers(call):
                 return served
         with self._lock:
             return self._find_by_pattern(call, forward)

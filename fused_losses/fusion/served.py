@@ -103,14 +103,15 @@ class Served:
         needed = tuple(call.requires_grad)
         if needed != self.requires_grad and (any(needed) or self.state.asks_for_gradients):
             return False
-        shapes, parameters = self._shapes(call.tensors), self._parameters(call.numbers)
-        return all(guard.holds(shapes, parameters) for guard in self.guards)
+        return self._hold(self.guards, call)
 
-    def serves_numbers(self, numbers: Sequence[float]) -> bool:
-        if not self.number_guards:
-            return True
-        parameters = self._parameters(numbers)
-        return all(guard.holds({}, parameters) for guard in self.number_guards)
+    def serves_numbers(self, call: Call) -> bool:
+        """The same for a call with sizes that it is known to serve."""
+        return not self.number_guards or self._hold(self.number_guards, call)
+
+    def _hold(self, guards: Sequence[Guard], call: Call) -> bool:
+        shapes, parameters = self._shapes(call.tensors), self._parameters(call.numbers)
+        return all(guard.holds(shapes, parameters) for guard in guards)
 
     def _shapes(self, tensors: Sequence[Tensor]) -> Shapes:
         return {name: tensor.shape for name, tensor in zip(self.names, tensors)}

@@ -177,6 +177,24 @@ def test_code_that_depends_on_sizes_and_numbers():
     assert built(loss) == 4
 
 
+def test_a_number_beside_a_size_that_code_depends_on():
+    """It is looked at in every call, where the sizes are known from the first."""
+
+    class Smoothed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smoothing = 0.1
+
+        def forward(self, x):
+            return x.topk(int(self.smoothing * x.shape[1])).values.sum()
+
+    loss = fuse(Smoothed(), strict=True)
+    for loss.smoothing in (0.1, 0.1, 0.3, 0.1):
+        for columns in (40, 60):
+            x, _ = pair(3, columns)
+            torch.testing.assert_close(loss(x), type(loss)._plain_forward(loss, x))
+
+
 def test_too_many_traces_end_in_the_plain_loss():
     loss = fuse(lambda x, n: x.sum() * (1.0 if n > 0 else 2.0) * float(n))
     with warnings.catch_warnings(record=True) as caught:

@@ -268,9 +268,10 @@ class Tracer(TorchDispatchMode):
         written = args[0] if args and isinstance(args[0], Traced) else None
         if not name.endswith("_") or written is None:
             raise self.refusal(f"{name} writes into a tensor that it is given")
+        if torch.Tag.inplace_view in func.tags:
+            raise self.refusal(f"{name} changes the shape of a tensor; use {name[:-1]}")
         with self:
-            compute = getattr(getattr(aten, name[:-1]), func._overloadname) if name != "copy_" else None
-            new = args[1] if compute is None else compute(*args, **kwargs)
+            new = args[1] if name == "copy_" else _out_of_place(func)(*args, **kwargs)
             new = aten.expand(aten._to_copy(new, dtype=written.dtype), written.shape)
             try:
                 written.write(new.value)
@@ -294,10 +295,25 @@ class Tracer(TorchDispatchMode):
             raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
         call = ExternalCall(func, self._values(args), self._values(kwargs))
         outputs, structure = tree_flatten(returned)
-        call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(outputs)]
+        empty = torch.empty(0)  # stands for a result that was not asked for, such as a gradient
+        kinds = [empty if output is None else output for output in outputs]
+        call.outputs = [External(call, k, tuple(t.shape), t.dtype) for k, t in enumerate(kinds)]
         if isinstance(returned, Tensor):
             return self._wrapped(func, args, kwargs, call.outputs[0])
-        return tree_unflatten([self.traced(output) for output in call.outputs], structure)
+        made = [None if t is None else self.traced(output) for t, output in zip(outputs, call.outputs)]
+        return tree_unflatten(made, structure)
+
+
+@functools.cache
+def _out_of_place(func: Any) -> Any:
+    """The operator that gives what an in-place one writes; not every one calls its overloads alike."""
+    packet = getattr(aten, func._schema.name.split("::")[1][:-1])
+    wanted = [argument.type for argument in func._schema.arguments]
+    for name in (func._overloadname, *packet.overloads()):
+        overload = getattr(packet, name, None)
+        if overload is not None and [argument.type for argument in overload._schema.arguments] == wanted:
+            return overload
+    raise CannotFuse(f"{func} has no form that gives its result back")
 
 
 _KEEPS_COMPILER_OUT = torch._disable_dynamo(lambda: None).__code__

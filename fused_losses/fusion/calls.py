@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
 from ..backends import choice
-from .state import State, frozen
+from .state import SIMPLE, State, frozen
 
 
 class Marker:
@@ -55,13 +57,9 @@ class Call:
         elif kind is float and self.state.open_numbers:
             self.numbers.append(argument)
             self.fixed.append(float)
-        elif kind is list or kind is tuple:
-            self.fixed += (kind, len(argument))
-            for item in argument:
-                self._take(item)
-        elif kind is dict:
-            self.fixed += (kind, len(argument))
-            for name, item in argument.items():
+        elif (items := _items(argument)) is not None:
+            self.fixed += (kind, len(items))
+            for name, item in items:
                 self.fixed.append(name)
                 self._take(item)
         else:
@@ -83,11 +81,7 @@ class Call:
                 name = "tensor" if isinstance(argument, Tensor) else "number"
                 counts[name] += 1
                 return Marker(name, counts[name] - 1)
-            if kind is list or kind is tuple:
-                return kind([marked(item) for item in argument])
-            if kind is dict:
-                return {name: marked(item) for name, item in argument.items()}
-            return argument
+            return _rebuilt(argument, marked)
 
         return [marked(a) for a in self.arguments], {name: marked(a) for name, a in self.keywords.items()}
 
@@ -96,11 +90,39 @@ def filled(template: Any, tensors: Sequence[Any], numbers: Sequence[Any]) -> Any
     """A template with tensors and numbers in the place of its markers."""
     if isinstance(template, Marker):
         return (tensors if template.kind == "tensor" else numbers)[template.index]
-    if isinstance(template, (list, tuple)):
-        return type(template)([filled(item, tensors, numbers) for item in template])
-    if isinstance(template, dict):
-        return {name: filled(item, tensors, numbers) for name, item in template.items()}
-    return template
+    return _rebuilt(template, lambda item: filled(item, tensors, numbers))
+
+
+def _items(argument: Any) -> Sequence[tuple[Any, Any]] | None:
+    """What a container holds, each with its name; None for anything else."""
+    kind = type(argument)
+    if kind in SIMPLE:
+        return None
+    if kind is list or kind is tuple or hasattr(kind, "_fields"):
+        return list(enumerate(argument))
+    if isinstance(argument, dict):
+        return list(argument.items())
+    if dataclasses.is_dataclass(kind):
+        return [(field.name, getattr(argument, field.name)) for field in dataclasses.fields(kind)]
+    return None
+
+
+def _rebuilt(argument: Any, change: Callable[[Any], Any]) -> Any:
+    """A container of the same kind whose items are changed; anything else as it is."""
+    items = _items(argument)
+    if items is None:
+        return argument
+    kind, changed = type(argument), [(name, change(item)) for name, item in items]
+    if isinstance(argument, (list, tuple)):
+        values = [item for _, item in changed]
+        return kind(*values) if hasattr(kind, "_fields") else kind(values)
+    result = copy.copy(argument)
+    for name, item in changed:
+        if isinstance(argument, dict):
+            result[name] = item
+        else:
+            object.__setattr__(result, name, item)
+    return result
 
 
 def plain_runs() -> bool:
@@ -113,15 +135,17 @@ def plain_runs() -> bool:
     )
 
 
-def unsuitable(tensors: Sequence[Tensor]) -> bool:
-    """Whether the plain loss must run for these tensors: subclasses, wrappers, other layouts, devices, empty ones."""
-    if not tensors:
+def unsuitable(call: Call) -> bool:
+    """Whether the plain loss must run for its tensors: subclasses, wrappers, other layouts, devices, empty ones."""
+    if not call.tensors:
         return True
-    device = tensors[0].device
-    for tensor in tensors:
+    device, is_saved = call.tensors[0].device, any(call.requires_grad)
+    for tensor in call.tensors:
         kind = type(tensor)
         if (kind is not Tensor and kind is not Parameter) or tensor.layout is not torch.strided:
             return True
         if tensor.device != device or tensor.is_neg() or not tensor.numel() or is_functorch_wrapped_tensor(tensor):
+            return True
+        if is_saved and tensor.is_inference():  # the plain loss may do without saving it
             return True
     return False

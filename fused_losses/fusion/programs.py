@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .state import State
 from .tracing import CannotFuse, frames_to_caller
 
 MOST_SHAPES = 1024  # exact calls that are remembered
-MOST_TRACES = 16  # of one pattern, before its loss is left to torch
+MOST_TRACES = 16  # of one pattern, before its loss is left to torch; and of patterns that differ in whole numbers
 
 
 class Refusal(NamedTuple):
@@ -36,6 +37,7 @@ class Programs:
         self._state: State | None = None
         self._exact: dict[Any, list[Served]] = {}
         self._patterns: dict[Any, list[Served]] = {}
+        self._alike: Counter[Any] = Counter()  # of patterns, those that differ in whole numbers alone
         self._refusals: dict[Any, Refusal] = {}
         self._warned: set[str] = set()
         self._lock = threading.RLock()
@@ -46,7 +48,7 @@ class Programs:
     def call(self, loss: Any, forward: Callable[..., Any], arguments: Any, keywords: Any) -> Any:
         """The loss of the arguments; ``forward`` is the plain one, of the loss itself where it is a module."""
         call = None if plain_runs() else self._taken(loss, forward, arguments, keywords)
-        served = None if call is None or unsuitable(call.tensors) else self._find(call, forward)
+        served = None if call is None or unsuitable(call) else self._find(call, forward)
         if call is not None and isinstance(served, Served):
             self.last, self.last_key = served, call.key
             return served.run(call.tensors, call.numbers, any(call.requires_grad))
@@ -82,6 +84,14 @@ class Programs:
         refusal = self._refusals.get(needed)
         if refusal is not None:
             return refusal
+        if pattern not in self._patterns:
+            alike = tuple([int if type(part) is tuple and part[:1] == (int,) else part for part in pattern])
+            if self._alike[alike] >= MOST_TRACES:
+                return Refusal(
+                    f"whole numbers that it is given have had {MOST_TRACES} values, and each takes a build; make a float "
+                    "of what changes from call to call"
+                )
+            self._alike[alike] += 1
         known = self._patterns.setdefault(pattern, [])
         served = self._prepared(call, forward, known)
         if isinstance(served, Refusal):

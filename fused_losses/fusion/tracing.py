@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
+import pickle
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -434,8 +436,9 @@ def trace(
     inputs = _inputs(tensors, assumptions)
     leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
     tracer = Tracer(device, assumptions)
-    with tracer, Numbers(tracer), torch.set_grad_enabled(any(requires_grad)):
-        result = loss(list(leaves), tracer)
+    with tracer, Numbers(tracer), torch.set_grad_enabled(any(requires_grad)), _saving_as_it_is():
+        with _NoDraws():
+            result = loss(list(leaves), tracer)
         outputs, structure = tree_flatten(result)
         for output in outputs:
             if not isinstance(output, Traced):
@@ -467,6 +470,27 @@ def trace(
         tuple(map(tracer.value, gradients)),
         assumptions,
     )
+
+
+class _NoDraws:
+    """Refuses what draws random numbers in Python, and takes the draws back: the plain loss is to make them."""
+
+    def __enter__(self) -> None:
+        modules = (random, sys.modules["numpy"].random) if "numpy" in sys.modules else (random,)
+        self._setters = [getattr(module, "setstate", None) or module.set_state for module in modules]
+        self._getters = [getattr(module, "getstate", None) or module.get_state for module in modules]
+        self._states = [get() for get in self._getters]
+
+    def __exit__(self, *exception: Any) -> None:
+        if pickle.dumps(self._states) != pickle.dumps([get() for get in self._getters]):
+            for set_state, state in zip(self._setters, self._states):
+                set_state(state)
+            raise CannotFuse("it draws random numbers in Python, which would be the same in every call")
+
+
+def _saving_as_it_is() -> Any:
+    """Keeps what is traced from the hooks of checkpoints and their like, which would take it for tensors of theirs."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _inputs(tensors: Sequence[Tensor], assumptions: Assumptions) -> tuple[Input, ...]:

@@ -1,14 +1,20 @@
 """What fuse promises of a module, a function and a class beside speed."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
+import random
 import warnings
+from collections import OrderedDict
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fused_losses
 from fused_losses import fuse
@@ -42,6 +48,10 @@ class Decorated(nn.Module):
 
     def forward(self, input, target):
         return F.huber_loss(input, target, delta=self.delta)
+
+
+class SimpleOutput(OrderedDict):
+    """As models of many libraries return."""
 
 
 @fuse
@@ -204,6 +214,17 @@ def test_too_many_traces_end_in_the_plain_loss():
     assert len(caught) == 1 and "depends on" in str(caught[0].message)
 
 
+def test_too_many_whole_numbers_end_in_the_plain_loss():
+    loss = fuse(lambda x, epoch: x.sum() * min(1, epoch / 100))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for epoch in range(MOST_TRACES + 3):
+            torch.testing.assert_close(loss(torch.ones(2), epoch), torch.tensor(epoch / 50))
+    assert built(loss) == MOST_TRACES and len(caught) == 1 and "make a float" in str(caught[0].message)
+    loss(torch.ones(2), 0.5)
+    assert loss.explain().reason is None
+
+
 WEIGHT = torch.tensor([1.0, 2.0])
 FACTOR = 2.0
 
@@ -264,6 +285,36 @@ def test_structures_of_arguments_and_results():
     assert not found["parts"][0].requires_grad
     gradients = [torch.autograd.grad(r["loss"] + r["parts"][1], [x, y]) for r in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+class Pair(NamedTuple):
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+@dataclasses.dataclass
+class Prediction:
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Prediction, lambda *pair: SimpleOutput(zip(["mean", "spread"], pair))])
+def test_containers_of_arguments(kind):
+    """The tensors in them are arguments, new ones in every call."""
+
+    @fuse(strict=True)
+    def likelihood(outputs, target):
+        mean, spread = (getattr(outputs, name, None) for name in ("mean", "spread"))
+        if mean is None:
+            mean, spread = outputs["mean"], outputs["spread"]
+        return (((mean - target) / spread.exp()).square() + 2 * spread).mean()
+
+    for seed in (0, 1):
+        leaves = [t.requires_grad_() for t in pair(4, 3, seed=seed)]
+        results = [f(kind(*leaves), torch.ones(4, 3)) for f in (likelihood, likelihood.__wrapped__)]
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*[torch.autograd.grad(result, leaves) for result in results])
+    assert built(likelihood) == 1
 
 
 def test_results_of_every_kind():
@@ -332,6 +383,18 @@ def test_a_loss_with_side_effects_runs_as_it_is():
     assert loss.calls == before + 1
 
 
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_of_python(draw):
+    loss = fuse(lambda x: x.sum() * draw())
+    for seed in (random.seed, np.random.seed):
+        seed(1)
+    with pytest.warns(UserWarning, match="draws random numbers in Python"):
+        found = [loss(torch.ones(1)).item() for _ in range(2)]
+    for seed in (random.seed, np.random.seed):
+        seed(1)
+    assert found == pytest.approx([draw(), draw()]) and found[0] != found[1]
+
+
 def test_errors_of_the_loss_itself():
     with pytest.raises(RuntimeError, match="must match the size"):
         charbonnier(torch.ones(3), torch.ones(4))
@@ -359,6 +422,27 @@ def test_modes_in_which_the_plain_loss_runs():
     with torch.autograd.forward_ad.dual_level():
         loss(torch.autograd.forward_ad.make_dual(x, x), t)
     assert loss._fusion.last is None
+
+
+def test_checkpoints():
+    """Their hooks take what is saved, while a loss is traced as well."""
+    x, t = pair(5, 7)
+    gradients = []
+    for loss in (fuse(Focal(), strict=True), Focal()):
+        leaf = x.clone().requires_grad_()
+        checkpoint(lambda x, loss=loss: loss(2 * x, t), leaf, use_reentrant=False).backward()
+        gradients.append((leaf.grad, loss.scale.grad))
+    torch.testing.assert_close(*gradients)
+
+
+def test_targets_of_inference_mode():
+    """They cannot be saved for backward, which the plain loss may not need."""
+    loss = fuse(lambda x, t: (x - t).abs().mean(), strict=True)
+    with torch.inference_mode():
+        x, t = pair(5, 7)
+        assert loss(x, t) == loss.__wrapped__(x, t)
+    x = x.clone().requires_grad_()
+    torch.testing.assert_close(*[torch.autograd.grad(f(x, t), x) for f in (loss, loss.__wrapped__)])
 
 
 def test_a_tensor_that_outlived_a_transform():

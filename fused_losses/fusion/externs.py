@@ -43,9 +43,17 @@ def _complex_to_real(x: Value, dims: list[int], norm: int, length: Any) -> Tenso
     return _meta(shape, x.dtype.to_real())
 
 
+RESIZED = [f"_upsample_{name}2d_aa" for name in ("bilinear", "bicubic")]
+RESIZED_BACK = [
+    *[f"{name}_backward" for name in RESIZED],
+    *[f"upsample_{name}_backward" for name in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")],
+    *[f"{name}{n}d_backward" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)],
+]
 # Of those whose shape functions in torch would fix every size, or import the compiler.
 SHAPES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(SPECIAL, _floating),
+    **dict.fromkeys(RESIZED, lambda x, size, *_: _meta([*x.shape[:2], *size], x.dtype)),
+    **dict.fromkeys(RESIZED_BACK, lambda grad, size, shape, *_: _meta(shape, grad.dtype)),
     "cumsum": _same,
     "cumprod": _same,
     "logcumsumexp": _same,

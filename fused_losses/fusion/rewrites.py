@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,8 +107,60 @@ def stft(
     return spectrum if input.ndim == 2 else spectrum.squeeze(0)
 
 
+RESIZING = {  # by mode, dimensions and whether it is antialiased
+    ("nearest", 1, False): aten.upsample_nearest1d,
+    ("nearest", 2, False): aten.upsample_nearest2d,
+    ("nearest", 3, False): aten.upsample_nearest3d,
+    ("nearest-exact", 1, False): aten._upsample_nearest_exact1d,
+    ("nearest-exact", 2, False): aten._upsample_nearest_exact2d,
+    ("nearest-exact", 3, False): aten._upsample_nearest_exact3d,
+    ("linear", 1, False): aten.upsample_linear1d,
+    ("bilinear", 2, False): aten.upsample_bilinear2d,
+    ("bilinear", 2, True): aten._upsample_bilinear2d_aa,
+    ("trilinear", 3, False): aten.upsample_trilinear3d,
+    ("bicubic", 2, False): aten.upsample_bicubic2d,
+    ("bicubic", 2, True): aten._upsample_bicubic2d_aa,
+}
+
+
+def interpolate(
+    tracer: Any,
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    """By the operators whose sizes may be open; what they do not do, and what is wrong, is torch's function's."""
+    spatial, is_nearest = input.ndim - 2, mode.startswith("nearest")
+    resize = RESIZING.get((mode, spatial, antialias))
+    is_wrong = (size is None) is (scale_factor is None) or (is_nearest and align_corners is not None)
+    if resize is None or is_wrong:
+        return F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    given = scale_factor if size is None else size
+    given = list(given) if isinstance(given, (list, tuple)) else [given] * spatial
+    factors: list[float | None] = [None] * spatial
+    if size is None:
+        scales = [float(factor) for factor in given]
+        given = [_scaled(length, factor) for length, factor in zip(input.shape[2:], scales)]
+        factors = factors if recompute_scale_factor else [*scales]
+    return resize(input, given, *([] if is_nearest else [bool(align_corners)]), *factors)
+
+
+def _scaled(length: Any, factor: float) -> Any:
+    """A length times a factor, rounded down; open where that is exact for every length."""
+    if factor.is_integer():
+        return length * int(factor)
+    if math.frexp(factor)[0] == 0.5:
+        return length // int(1 / factor)
+    return int(length * factor)
+
+
 REWRITES: dict[Any, Callable[..., Tensor]] = {
     F.one_hot: one_hot,
+    F.interpolate: interpolate,
     torch.stft: stft,
     Tensor.stft: stft,
     torch.fft.rfft: rfft,

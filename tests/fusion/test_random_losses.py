@@ -8,7 +8,6 @@ from test_lowering import check
 from fused_losses import fuse
 
 
-
 def rows(x):
     return x.reshape(-1, x.shape[-1])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,8 +16,10 @@ from .values import Value
 
 # Torch's decompositions and shape functions of these import the compiler, which takes a second.
 SPECIAL = [f"special_{name}" for name in ("erfcx", "ndtri", "i0e", "i1", "i1e", "bessel_j0", "bessel_j1")]
-# Its decompositions of the first two look at all pairs of elements; the third wants sizes of the compiler's kind.
-LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward", *SPECIAL}
+MAX_POOLING = [f"max_pool{n}d_with_indices{end}" for n in (2, 3) for end in ("", "_backward")]
+# Its decompositions of the first two look at all pairs of elements; the third wants sizes of the compiler's kind; those
+# of pooling look at a window twice and scatter its gradient.
+LEFT_TO_TORCH = {"cumsum", "cumprod", "unfold_backward", *MAX_POOLING, *SPECIAL}
 
 
 def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
@@ -87,6 +91,17 @@ def results(tracer: Any, func: Any, name: str, args: Any, kwargs: Any) -> Any:
     except Exception:  # the shape function does not take open sizes, and says so in one of many ways
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode() as mode:
+        with _without_log("torch._subclasses.fake_tensor"), FakeTensorMode() as mode:
             mode.cache_enabled = False  # its keys need sizes of the compiler's own kind
             return called(tracer.device)
+
+
+@contextmanager
+def _without_log(name: str) -> Iterator[None]:
+    """Keeps a logger silent: what fails here is said in a reason."""
+    logger = logging.getLogger(name)
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was

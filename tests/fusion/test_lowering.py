@@ -92,8 +92,15 @@ def written_by_columns(x, y):
     return z.exp().sum()
 
 
+def masked(x, y):
+    z = x * y
+    z[y > 0.5] = 0.0
+    z[y[:, 0] < 0] = 2.0
+    return z.exp().sum()
+
+
 def sized_otherwise(x):
-    """Three tensors of one length, which is known as a product, as a number and as the sizes that it is a product of."""
+    """Three tensors of one length, known as a product, as a number and as the sizes that it is a product of."""
     flat = x.flatten()
     return torch.where(torch.arange(x.numel()) > 3, torch.ones(len(flat)), flat.exp()).sum()
 
@@ -136,6 +143,10 @@ def convolved(x, y):
     return (F.conv2d(x[None, None], y[None, None, :3, :3], padding=1) * x).sum()
 
 
+def pooled(x, y):
+    return (F.max_pool2d(x[None], 3, 1, 1)[0] * y).sum() + F.max_pool1d(x, 2).square().sum()
+
+
 def ranked(x, y):
     order = x.sort(1).values
     return (order.cumsum(1) * y).mean()
@@ -165,6 +176,7 @@ CASES = {
     "moved": (moved, *PAIR),
     "written": (written, *PAIR),
     "sized otherwise": (sized_otherwise, PAIR[0]),
+    "masked": (masked, *PAIR),
     "repeated": (repeated, torch.randn(2, 3, 5)),
     "chosen": (chosen, PAIR[0], LABELS),
     "extremes": (extremes, *PAIR),
@@ -186,6 +198,7 @@ PARTLY = {
     "contrastive": (contrastive, {"mm"}, *PAIR),
     "spectral": (spectral, {"_fft_r2c"}, *PAIR),
     "convolved": (convolved, {"convolution", "convolution_backward"}, *PAIR),
+    "pooled": (pooled, {"max_pool2d_with_indices", "max_pool2d_with_indices_backward"}, *PAIR),
     "ranked": (ranked, {"sort"}, *PAIR),
 }
 

@@ -88,8 +88,8 @@ class Programs:
             alike = tuple([int if type(part) is tuple and part[:1] == (int,) else part for part in pattern])
             if self._alike[alike] >= MOST_TRACES:
                 return Refusal(
-                    f"whole numbers that it is given have had {MOST_TRACES} values, and each takes a build; make a float "
-                    "of what changes from call to call"
+                    f"whole numbers that it is given have had {MOST_TRACES} values, and each takes a build; make a "
+                    "float of what changes from call to call"
                 )
             self._alike[alike] += 1
         known = self._patterns.setdefault(pattern, [])
@@ -108,7 +108,8 @@ class Programs:
         served = next((served for served in known if served.serves(call)), None)
         if served is None and len(known) >= MOST_TRACES:
             return Refusal(
-                f"{len(known)} traces differ in sizes or numbers that its code depends on, and each takes a build"
+                f"{len(known)} traces differ in sizes or numbers that its code depends on, and each takes a build; "
+                "x.shape[0] is open where len(x) and int(...) are one number"
             )
         try:
             served = served or Served(call, forward)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lookups import checked
+from .values import Scalar
 
 aten = torch.ops.aten
 
@@ -158,7 +159,25 @@ def _scaled(length: Any, factor: float) -> Any:
     return int(length * factor)
 
 
+def full(tracer: Any, size: Any, fill_value: Any, **options: Any) -> Tensor:
+    return _filled(tracer, torch.full, size, fill_value, options)
+
+
+def full_like(tracer: Any, input: Tensor, fill_value: Any, **options: Any) -> Tensor:
+    return _filled(tracer, torch.full_like, input, fill_value, options)
+
+
+def _filled(tracer: Any, function: Any, like: Any, number: Any, options: Any) -> Tensor:
+    """Filled with a number that may be open."""
+    if not isinstance(number, torch.SymFloat):
+        return function(like, number, **options)
+    result = function(like, 0.0, **options)
+    return result.fill_(tracer.traced(Scalar(number, result.dtype)))
+
+
 REWRITES: dict[Any, Callable[..., Tensor]] = {
+    torch.full: full,
+    torch.full_like: full_like,
     F.one_hot: one_hot,
     F.interpolate: interpolate,
     torch.stft: stft,

@@ -11,8 +11,8 @@ from .extents import is_one, product, same
 from .ir import Expression
 from .lookups import around, checked, wrapped
 from .lowering import Lowering
-from .operators import as_value, expanded, mapped, operator, reduced, with_ones
-from .values import ORIGIN, Computed, Positions, Scalar, Value, View, as_whole, broadcast, restricted
+from .operators import as_value, cast, expanded, mapped, operator, reduced, with_ones
+from .values import ORIGIN, Computed, Positions, Scalar, Value, View, Where, as_whole, broadcast, restricted
 from .views import dimension_of, replaced
 
 MOST_TERMS = 16  # of a scattered sum that looks at all of them for each element
@@ -87,6 +87,9 @@ def _index_put(
     tracer: Any, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *options: Any
 ) -> Any:
     given = {d: i for d, i in enumerate(indices) if i is not None}
+    if not accumulate and not values.ndim and list(given) == [0] and given[0].dtype is torch.bool:
+        chosen = with_ones(given[0], range(given[0].ndim, x.ndim))
+        return Where(chosen, cast(values, x.dtype), x, x.dtype)
     if not accumulate or any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
         return NotImplemented
     return _put(tracer, as_whole(x), {d: wrapped(i, x.shape[d]) for d, i in given.items()}, values)

@@ -49,6 +49,8 @@ ARITHMETIC = {
         "minimum",
         "where",
         "clamp",
+        "fill",
+        "masked_fill",
     ]
     for name in ("{}", "__{}__", "__r{}__", "__i{}__", "{}_")
 }
@@ -223,7 +225,7 @@ class Tracer(TorchDispatchMode):
             return self.lifted[id(tensor)].value
         raise self.refusal(
             "it reads a tensor that is neither an argument nor a parameter, buffer or attribute of the loss; "
-            "pass it as an argument"
+            "pass it as an argument, or make it a buffer"
         )
 
     def constant(self, tensor: Tensor) -> Value:
@@ -286,7 +288,10 @@ class Tracer(TorchDispatchMode):
         if name == "as_strided":
             raise self.refusal("as_strided depends on how a tensor lies in memory")
         if name == "_local_scalar_dense":
-            raise self.refusal("it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor)")
+            raise self.refusal(
+                "it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor); torch.where chooses "
+                "without, and .detach() keeps a number for a log"
+            )
         if any(tag in func.tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)):
             raise self.refusal(f"{name} gives a result whose size depends on values")
 

@@ -205,6 +205,25 @@ def test_a_number_beside_a_size_that_code_depends_on():
             torch.testing.assert_close(loss(x), type(loss)._plain_forward(loss, x))
 
 
+def test_numbers_that_fill_a_tensor_are_open():
+    class Uniform(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smoothing = 0.1
+
+        def forward(self, x, t):
+            share = torch.full((x.shape[0],), 1.0 / x.shape[0])
+            smooth = torch.full_like(x, self.smoothing).masked_fill(t > 0.5, self.smoothing / x.shape[1])
+            rest = torch.zeros_like(x).fill_(self.smoothing / (x.size(1) - 1))
+            return (share[:, None] * (x - smooth - rest).square()).sum()
+
+    loss = fuse(Uniform(), strict=True)
+    for loss.smoothing in (0.1, 0.3):
+        for shape in ((5, 7), (9, 4)):
+            torch.testing.assert_close(loss(*pair(*shape)), type(loss)._plain_forward(loss, *pair(*shape)))
+    assert built(loss) == 1
+
+
 def test_too_many_traces_end_in_the_plain_loss():
     loss = fuse(lambda x, n: x.sum() * (1.0 if n > 0 else 2.0) * float(n))
     with warnings.catch_warnings(record=True) as caught:

@@ -371,7 +371,7 @@ class CrossEntropyFunction(torch.autograd.Function):
         with_gradient = kernels.cross_entropy_with_gradient
         one = not inplace_backward and ctx.needs_input_grad[:2] == (True, False)
         ctx.at_once = one and with_gradient is not None and is_made_with_loss(input, reduction)
-        forward = with_gradient if ctx.at_once else kernels.cross_entropy_forward
+        forward: Any = with_gradient if ctx.at_once else kernels.cross_entropy_forward
         loss, stats, *gradients = _computed(forward, *arguments)
         keep(ctx, (input, target, weight, sample_weight, stats), gradients)
         ctx.options, ctx.reduction, ctx.out_dtype = options, reduction, out_dtype

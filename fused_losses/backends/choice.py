@@ -13,7 +13,6 @@ from . import fake, loading, triton
 
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-AT_ONCE = ("pointwise_with_gradients", "cross_entropy_with_gradient")  # loss and gradients in one pass, on CPUs
 _AUTOMATIC = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 
 
@@ -151,7 +150,7 @@ def _prepared(backend: str) -> str:
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
         more: dict[str, Any] = {}
         if backend == "cpp":
-            more = {name: getattr(namespace, name).default for name in AT_ONCE}
+            more = {name: getattr(namespace, name).default for name in fake.AT_ONCE}
         elif backend == "triton":
             more = {"head_statistics": triton.head_statistics()}
         KERNELS[backend] = Kernels(*operators, **more)

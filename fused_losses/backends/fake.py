@@ -22,8 +22,9 @@ OPERATORS = (
     "divergence_backward_",
 )
 
-# Of what there is on CPUs alone, for memory that a cache holds.
-CPU_OPERATORS = ("pointwise_with_gradients", "cross_entropy_with_gradient", "add_", "scaled")
+# Of what there is on CPUs alone: loss and gradients in one pass, and work for memory that a cache holds.
+AT_ONCE = ("pointwise_with_gradients", "cross_entropy_with_gradient")
+CPU_OPERATORS = (*AT_ONCE, "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}
@@ -71,22 +72,10 @@ def pointwise_backward(
     return gradient(input, input_grad), gradient(target, target_grad)
 
 
-def pointwise_with_gradients(
-    formula: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    a: float,
-    b: float,
-    reduction: str,
-    input_grad: bool,
-    target_grad: bool,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = input.new_empty((), dtype=out_dtype)
-    arguments = formula, loss, input, target, weight, pos_weight, a, b, reduction
-    return loss, *pointwise_backward(*arguments, input_grad, target_grad)
+def pointwise_with_gradients(formula: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *call, input_grad, target_grad, out_dtype = arguments
+    loss = pointwise_forward(formula, *call, out_dtype=out_dtype)
+    return loss, *pointwise_backward(formula, loss, *call, input_grad=input_grad, target_grad=target_grad)
 
 
 def cross_entropy_forward(

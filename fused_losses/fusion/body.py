@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 words_of = re.compile(r"[A-Za-z_]\w*").findall
@@ -42,17 +42,21 @@ class Body:
     def __init__(self, new_array: Callable[[str], str]) -> None:
         self._new_array = new_array
         self._statements: list[Statement] = []
-        self.kinds: dict[str, str] = {}  # of what differs from lane to lane, its C++ type
+        self._kinds: dict[str, str] = {}  # of what differs from lane to lane, its C++ type
         self._definitions: dict[str, Statement] = {}
         self._arrays: dict[str, str] = {}  # of a value, the array that has it
         self._kept: set[str] = set()  # arrays that others read
 
     def __contains__(self, name: str) -> bool:
         """Whether a value differs from lane to lane."""
-        return name in self.kinds
+        return name in self._kinds
+
+    def vary(self, names: Iterable[str]) -> bool:
+        """Whether any of these values does."""
+        return not self._kinds.keys().isdisjoint(names)
 
     def define(self, kind: str, name: str, text: str) -> None:
-        self.kinds[name] = kind
+        self._kinds[name] = kind
         self._definitions[name] = Statement(f"const {kind} {name} = {text};", name)
         self._statements.append(self._definitions[name])
 
@@ -123,10 +127,10 @@ class Body:
     def _bring(self, statement: Statement, phase: Phase, home: Mapping[str, Phase]) -> None:
         """Lets a phase have what a statement takes of earlier ones."""
         for name in statement.words:
-            if name not in home or name not in self.kinds or name in phase.known:
+            if name not in home or name not in self._kinds or name in phase.known:
                 continue
             phase.known.add(name)
-            kind = self.kinds[name]
+            kind = self._kinds[name]
             if kind == "bool":  # truth values in memory would keep lanes of eight bytes from being vectorised
                 self._bring(self._definitions[name], phase, home)
                 phase.lanes.append(self._definitions[name].text)

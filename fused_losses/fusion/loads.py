@@ -106,7 +106,7 @@ def _follow(
     outside: Outside,
 ) -> str:
     """An element whose place is computed, or that is at one place for all lanes and may lie outside."""
-    varies = bool(by_axis) or any(index in nest.body for index, _ in followed)
+    varies = bool(by_axis) or nest.body.vary(index for index, _ in followed)
     place = total([(origin, "1"), *followed])
     if by_axis:
         place = f"{nest.offsets(by_axis, origin)}[i] + {total(followed)}"

@@ -78,7 +78,7 @@ def _indexed(x: Value, indices: Mapping[int, Value]) -> Value:
     before, after = around(x, dims)
     out_shape = [*(x.shape[d] for d in before), *shape, *(x.shape[d] for d in after)]
     out_digits = [*(x.digits[d] for d in before), *digits, *(x.digits[d] for d in after)]
-    common = Computed(shape, torch.int64, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+    common = Value(shape, torch.int64, digits)
 
     def source(lowering: Lowering, positions: Positions) -> Positions:
         middle = positions[len(before) : len(before) + len(shape)]

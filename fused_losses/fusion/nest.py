@@ -78,7 +78,7 @@ class Nest:
         if node.op == "index":
             return self.assign("int64_t", *self.position(node["value"]))
         arguments = [self.values[id(argument)] for argument in node.arguments]
-        varies = not self.body.kinds.keys().isdisjoint(arguments)
+        varies = self.body.vary(arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
             return arguments[0]
         if node.op in ("placed", "cumulated", "pair"):  # what ``results`` adds up or stores

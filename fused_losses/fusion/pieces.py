@@ -183,7 +183,7 @@ def _slice_scatter(
 
     there: Value = Computed(x.shape, x.dtype, [*source.digits[:dim], (size,), *source.digits[dim + 1 :]], shifted)
     shape, digits, (there, x) = broadcast([there, x])  # whose other dimensions may be made of different digits
-    whole = Computed(shape, x.dtype, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+    whole = Value(shape, x.dtype, digits)
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
         return either(

@@ -136,7 +136,7 @@ def _reduce(nest: Nest, stage: Stage, value: str) -> None:
     kept += [axis for axis in nest.lanes if axis in stage.axes] if nest.of.is_rows else []
     sums = _accumulators(nest, stage, how, product([axis.extent for axis in kept]))
     index = place_among([axis for axis in kept if axis.name not in nest.lane_names], places)
-    if any(place in nest.body for place in places.values()):
+    if nest.body.vary(places.values()):
         _scatter(nest, stage, f"scatter<{how}>", sums, index, nest.body.block_of(value, kind))
     else:
         _join(nest, stage, how, kind, sums, index, value)

@@ -124,7 +124,7 @@ def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], o
     if x.dtype is torch.bool or not _is_worthwhile(tracer, count, product(x.shape), product(shape)):
         return NotImplemented
     over = [k for k in range(len(shape)) if k not in own.values()]
-    whole = Computed(shape, x.dtype, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+    whole = Value(shape, x.dtype, digits)
 
     def term(lowering: Lowering, positions: Positions) -> Expression:
         by_dimension = {k: positions[d] for d, k in own.items()} | dict(zip(over, positions[x.ndim :]))

@@ -314,7 +314,7 @@ class Tracer(TorchDispatchMode):
 @functools.cache
 def _out_of_place(func: Any) -> Any:
     """The operator that gives what an in-place one writes; not every one calls its overloads alike."""
-    packet = getattr(aten, func._schema.name.split("::")[1][:-1])
+    packet = getattr(aten, _known_of(func)[0][:-1])
     wanted = [argument.type for argument in func._schema.arguments]
     for name in (func._overloadname, *packet.overloads()):
         overload = getattr(packet, name, None)

@@ -10,7 +10,7 @@ import torch
 from .extents import Extent, is_one, same
 from .lowering import Lowering
 from .operators import operator, with_ones
-from .values import ORIGIN, Computed, Digits, Position, Positions, Value, View, as_whole, place_of, restricted
+from .values import ORIGIN, Digits, Position, Positions, Value, View, as_whole, place_of, restricted
 
 
 def dimension_of(x: Value, dim: int) -> int:
@@ -38,7 +38,7 @@ def _expand(tracer: Any, x: Value, shape: Sequence[Any], implicit: bool = False)
         digits.append(x.digits[d - rank] if keep else (size,))
         if keep and not (isinstance(size, int) and size == -1) and not size == own:
             raise RuntimeError(f"the expanded size of dimension {d} is {size}, and the tensor has {own}")
-    target = Computed(wanted, x.dtype, digits, lambda lowering, positions: None)  # type: ignore[arg-type, return-value]
+    target = Value(wanted, x.dtype, digits)
     return View(x, wanted, digits, lambda lowering, positions: restricted(lowering, positions, target, x))
 
 

@@ -12,7 +12,7 @@ from fused_losses.specs import SPECS
 from .contenders import measure
 from .import_time import import_overhead
 from .machine import machine, results_folder
-from .report import save
+from .report import save_numbers, save_picture
 from .targets import verdicts
 
 
@@ -36,7 +36,8 @@ def main() -> None:
         for spec in SPECS
         for bench in spec.benches
         for dtype in bench.dtypes
-        if not (arguments.loss and spec.name not in arguments.loss)
+        if arguments.device in bench.devices
+        and not (arguments.loss and spec.name not in arguments.loss)
         and not (arguments.shape and bench.name not in arguments.shape)
     ]
     here, overhead = machine(arguments.device), import_overhead()
@@ -45,7 +46,8 @@ def main() -> None:
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
         measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
-        save(folder, here, measurements, verdicts(measurements, overhead))  # a run that is cut short keeps these
+        save_numbers(folder, here, measurements, verdicts(measurements, overhead))  # a run cut short keeps these
+    save_picture(folder / "speed.png", here, measurements)
     for promise in verdicts(measurements, overhead):
         print(promise)
     print(f"\nresults: {folder}")

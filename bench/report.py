@@ -18,7 +18,9 @@ from .targets import Verdict
 COLORS = {"ours": "#d1495b", "in place": "#edae49", "torch": "#888888", "compile": "#30638e"}
 
 
-def save(folder: Path, machine: dict[str, Any], measurements: list[Measurement], verdicts: list[Verdict]) -> None:
+def save_numbers(
+    folder: Path, machine: dict[str, Any], measurements: list[Measurement], verdicts: list[Verdict]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "machine": machine,
@@ -27,7 +29,6 @@ def save(folder: Path, machine: dict[str, Any], measurements: list[Measurement],
     }
     (folder / "results.json").write_text(json.dumps(contents, indent=1) + "\n")
     (folder / "results.md").write_text(markdown(machine, measurements, verdicts))
-    picture(folder / "speed.png", machine, measurements)
 
 
 def markdown(machine: dict[str, Any], measurements: list[Measurement], verdicts: list[Verdict]) -> str:
@@ -65,7 +66,7 @@ def rows(m: Measurement) -> list[str]:
     return found
 
 
-def picture(path: Path, machine: dict[str, Any], measurements: list[Measurement]) -> None:
+def save_picture(path: Path, machine: dict[str, Any], measurements: list[Measurement]) -> None:
     """One panel per loss, shape and dtype: bars of the time of a step."""
     columns = min(4, len(measurements))
     lines = -(-len(measurements) // columns)

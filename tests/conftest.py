@@ -23,7 +23,9 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """``backend`` is every backend, ``kernels`` those with kernels of their own."""
+    """``backend`` is every backend, ``kernels`` those with kernels of their own, ``each_device`` every device."""
+    if "each_device" in metafunc.fixturenames:
+        metafunc.parametrize("each_device", devices(metafunc.config.getoption("device")))
     for name, first in (("backend", 0), ("kernels", 1)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, backends(metafunc.config.getoption("device"))[first:])
@@ -37,6 +39,11 @@ def backends(device):
     else:
         gpu = []
     return ["reference"] + (["cpp"] if device != "cuda" else []) + gpu
+
+
+def devices(device):
+    """The devices to test what needs no backend by name."""
+    return [device] if device else ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 @pytest.fixture

@@ -73,11 +73,11 @@ def test_sizes_share_one_graph(spec, kernels, device):
     assert counts[0] == counts[-1]
 
 
-def test_an_attribute_recompiles(kernels):
+def test_an_attribute_recompiles(kernels, device):
     """Options are read at call time, compiled or not."""
     loss = MSELoss(backend=kernels)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    x, t = torch.randn(4, 5), torch.randn(4, 5)
+    x, t = torch.randn(2, 4, 5, device=device)
     assert compiled(x, t).shape == ()
     loss.reduction = "none"
     assert compiled(x, t).shape == (4, 5)

@@ -100,6 +100,8 @@ OUTCOMES = {
     "largest": (torch.full((4, 3), 3e38), LABELS, {}),
     "farthest": (torch.tensor([[3e38, -3e38, 0.0]]), LABELS[1:2], {}),
 }
+# Where torch's own kernels on a GPU meet an assertion, after which the process can use the GPU no more.
+ENDS_THE_PROCESS = {"no_classes", "negative_label"}
 
 
 def outcome(module, logits, target):
@@ -116,10 +118,16 @@ def outcome(module, logits, target):
 def test_cross_entropy_does_what_torch_does(name, backend, device):
     logits, target, options = OUTCOMES[name]
     logits, target = logits.to(device), target.to(device) if isinstance(target, torch.Tensor) else target
+    if device == "cuda" and name in ENDS_THE_PROCESS:
+        if backend != "reference":
+            loss, gradient = outcome(fused_losses.CrossEntropyLoss(**options, backend=backend), logits, target)
+            assert loss.isnan() and gradient.shape == logits.shape
+        return
     theirs = outcome(torch.nn.CrossEntropyLoss(**options).to(device), logits, target)
     ours = outcome(fused_losses.CrossEntropyLoss(**options, backend=backend).to(device), logits, target)
     if isinstance(theirs, Exception) or isinstance(ours, Exception):
-        assert isinstance(ours, type(theirs)), ours
+        # Torch's kernels on GPUs say NotImplementedError, which is a RuntimeError, of some dtypes.
+        assert isinstance(ours, type(theirs)) or isinstance(theirs, type(ours)), ours
     else:
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 

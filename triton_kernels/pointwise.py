@@ -177,7 +177,7 @@ def sum_kernel(partial, out, count, numel, MEAN: tl.constexpr, WIDE: tl.constexp
         total += tl.load(partial + index, mask=index < count, other=0.0)
     result = tl.sum(total)
     if MEAN:
-        result = result / numel.to(accumulate)
+        result = result / tl.cast(numel, accumulate)  # 1 is a constant
     tl.store(out, result.to(out.dtype.element_ty))
 
 
@@ -216,7 +216,7 @@ def backward_kernel(
     else:
         scale = tl.load(grad_output).to(accumulate)
         if REDUCTION == "mean":
-            scale = scale / numel.to(accumulate)
+            scale = scale / tl.cast(numel, accumulate)
     if HAS_WEIGHT:
         scale = scale * tl.load(weight + index, mask=mask, other=0.0).to(accumulate)
     dx, dt = gradient(x, t, q, a, b, FORMULA)

@@ -12,7 +12,7 @@ from tests.custom_losses import CORPUS
 from ..machine import machine, results_folder
 from .contenders import measure
 from .first_calls import first_calls
-from .report import save, verdicts
+from .report import save_numbers, save_picture, verdicts
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,6 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 16M elements of each loss")
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each loss")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-first-calls", action="store_true", help="leave first calls in fresh processes out")
     parser.add_argument("--output", type=Path, help="folder for results; bench/results/<machine>-<date>/custom without")
     return parser.parse_args(arguments)
 
@@ -34,14 +35,17 @@ def main() -> None:
     chosen = [entry for entry in CORPUS if not (arguments.loss and entry.name not in arguments.loss)]
     here, compile = machine(arguments.device), not arguments.no_compile
     folder = arguments.output or results_folder(here) / "custom"
-    firsts = first_calls([entry.name for entry in chosen], arguments.device, compile)
+    firsts = {entry.name: {} for entry in chosen}
+    if not arguments.no_first_calls:
+        firsts = first_calls([entry.name for entry in chosen], arguments.device, compile)
     measurements = []
     for entry in (bar := tqdm(chosen)):
         bar.set_description(entry.name)
         measurements.append(
             measure(entry, arguments.scale, arguments.device, arguments.seconds, compile, firsts[entry.name])
         )
-        save(folder, here, measurements)  # a run that is cut short keeps these
+        save_numbers(folder, here, measurements)  # a run that is cut short keeps these
+    save_picture(folder / "speed.png", here, measurements)
     for verdict in verdicts(measurements):
         print(verdict)
     print(f"\nresults: {folder}")

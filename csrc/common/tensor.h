@@ -66,7 +66,7 @@ inline int32_t code_of(ScalarType dtype) {
 
 inline int32_t device_type_of(const Tensor& tensor) {
   int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   return type;
 }
 
@@ -74,7 +74,7 @@ inline int32_t device_type_of(const Tensor& tensor) {
 inline Tensor allocate(const int64_t* sizes, const int64_t* strides, int64_t ndim, ScalarType dtype,
                        int32_t device_type, int32_t device_index) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(ndim, sizes, strides, code_of(dtype), device_type, device_index, &handle));
   return Tensor(handle);
 }
@@ -98,7 +98,7 @@ inline Tensor allocate_large(const int64_t* sizes, const int64_t* strides, int64
       torch_from_blob(block->data, ndim, sizes, strides, 0, code_of(dtype), cpu, -1, &handle,
                       aoti_torch_layout_strided(), nullptr, 0, give_back, block);
   if (error != AOTI_TORCH_SUCCESS) delete block;
-  STABLE_TORCH_ERROR_CODE_CHECK(error);
+  TORCH_ERROR_CODE_CHECK(error);
   return Tensor(handle);
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -92,7 +93,10 @@ def charbonnier(
 
 def bce(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """-(t max(log x, -100) + (1 - t) max(log(1 - x), -100))"""
-    return _torch_loss(F.binary_cross_entropy, input, target, weight, reduction)
+    kind = input.device.type
+    # GPUs refuse it under autocast, for low precision that these tensors are not in.
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        return _torch_loss(F.binary_cross_entropy, input, target, weight, reduction)
 
 
 def bce_with_logits(

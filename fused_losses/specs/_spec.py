@@ -27,8 +27,8 @@ class Sample:
     options: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
 
-    def to(self, dtype: torch.dtype, device: str = "cpu") -> Sample:
-        """The sample with its floating tensors in a dtype."""
+    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> Sample:
+        """The sample with its floating tensors in a dtype, on a device or where they are."""
 
         def cast(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -63,6 +63,12 @@ class Bench:
     traffic: int = 2
     products: int = 0
     differentiable: tuple[int, ...] = (0,)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def repeated(make: Callable[[torch.dtype, str], tuple[Tensor, ...]], times: int) -> Callable[..., tuple[Tensor, ...]]:
+    """Makes the tensors of a bench with so many times the rows: too many to draw on a CPU."""
+    return lambda dtype, device: tuple(t.repeat(times, *[1] * (t.ndim - 1)) for t in make(dtype, device))
 
 
 class Called(nn.Module):

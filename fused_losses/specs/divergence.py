@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..losses import divergence as losses
-from ._spec import Bench, ErrorSample, LossSpec, Sample
+from ._spec import Bench, ErrorSample, LossSpec, Sample, repeated
 from .softmax import IGNORED
 
 
@@ -88,7 +88,10 @@ def _bench(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     return tuple(t.to(device, dtype) for t in logit_pair(2048, 32000))
 
 
-_BENCHES = (Bench("2048x32000", _bench, (torch.float32, torch.bfloat16), traffic=3),)
+_BENCHES = (
+    Bench("2048x32000", _bench, (torch.float32, torch.bfloat16), traffic=3),
+    Bench("32768x32000", repeated(_bench, 16), (torch.bfloat16,), traffic=3, devices=("cuda",)),
+)
 
 SPECS = (
     LossSpec(

@@ -239,13 +239,19 @@ def _cross_entropy_errors() -> list[ErrorSample]:
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def _bench(rows: int, features: int, classes: int) -> Callable[[torch.dtype, str], tuple[Tensor, ...]]:
+def _bench(
+    rows: int, features: int, classes: int, peak: float = 0.0
+) -> Callable[[torch.dtype, str], tuple[Tensor, ...]]:
+    """Drawn on the device: logits of unit variance, and those of the labels larger by about ``peak``."""
+
     def make(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(0)
-        input = torch.randn(rows, features, generator=generator)
-        weight = torch.randn(classes, features, generator=generator) * features**-0.5
-        labels = torch.randint(classes, (rows,), generator=generator)
-        return input.to(device, dtype), weight.to(device, dtype), labels.to(device)
+        generator, where = torch.Generator(device).manual_seed(0), torch.device(device)
+        input = torch.randn(rows, features, generator=generator, device=where)
+        weight = torch.randn(classes, features, generator=generator, device=where) * features**-0.5
+        labels = torch.randint(classes, (rows,), generator=generator, device=where)
+        if peak:
+            input += peak * weight[labels]
+        return input.to(dtype), weight.to(dtype), labels
 
     return make
 
@@ -256,10 +262,16 @@ def _bench_of_two(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
 
 
 def _benches(products: int) -> tuple[Bench, ...]:
-    shapes = ((2048, 512, 32000), (1024, 256, 128256))
-    return tuple(
-        Bench("x".join(map(str, shape)), _bench(*shape), _DTYPES, products=products, differentiable=(0, 1))
-        for shape in shapes
+    def bench(*shape: int, peak: float = 0.0, **rest: Any) -> Bench:
+        name = "x".join(map(str, shape)) + (" peaked" if peak else "")
+        return Bench(name, _bench(*shape, peak=peak), products=products, differentiable=(0, 1), **rest)
+
+    on_gpu: dict[str, Any] = {"dtypes": (torch.bfloat16,), "devices": ("cuda",)}
+    return (
+        bench(2048, 512, 32000, dtypes=_DTYPES),
+        bench(1024, 256, 128256, dtypes=_DTYPES),
+        bench(8192, 4096, 128256, **on_gpu),
+        bench(8192, 4096, 128256, peak=30.0, **on_gpu),
     )
 
 

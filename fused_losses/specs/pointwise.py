@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import pointwise as losses
-from ._spec import Bench, ErrorSample, LossSpec, Sample
+from ._spec import Bench, ErrorSample, LossSpec, Sample, repeated
 
 Pair = tuple[Tensor, Tensor]
 
@@ -141,6 +141,9 @@ def _bench(pair: Callable[..., Pair], reduction: str = "mean") -> tuple[Bench, .
     large = (torch.float32, torch.bfloat16)
     return (
         Bench("4096x8192", make(4096, 8192), large, {"reduction": reduction}, traffic=3),
+        Bench(
+            "65536x8192", repeated(make(4096, 8192), 16), large, {"reduction": reduction}, traffic=3, devices=("cuda",)
+        ),
         Bench("1024", make(1024), options={"reduction": reduction}, traffic=3),
         Bench("16", make(16), options={"reduction": reduction}, traffic=3),
     )

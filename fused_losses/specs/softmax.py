@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import softmax as losses
-from ._spec import Bench, ErrorSample, LossSpec, Sample
+from ._spec import Bench, ErrorSample, LossSpec, Sample, repeated
 
 IGNORED = -100
 PER_CLASS = torch.linspace(0.3, 2.0, 37, dtype=torch.float64)
@@ -151,6 +151,7 @@ def _bench(*shape: int) -> Callable[[torch.dtype, str], tuple[Tensor, ...]]:
     return make
 
 
+_LARGE = (torch.float32, torch.bfloat16)
 SPECS = (
     LossSpec(
         loss=losses.CrossEntropyLoss,
@@ -160,7 +161,8 @@ SPECS = (
         samples=_samples,
         errors=_errors,
         benches=(
-            Bench("2048x32000", _bench(2048, 32000), (torch.float32, torch.bfloat16)),
+            Bench("2048x32000", _bench(2048, 32000), _LARGE),
+            Bench("8192x128256", repeated(_bench(512, 128256), 16), _LARGE, devices=("cuda",)),
             Bench("8x21x512x512", _bench(8, 21, 512, 512)),
             Bench("128x10", _bench(128, 10)),
             Bench("4x4", _bench(4, 4)),

@@ -87,16 +87,23 @@ def rounds(
             if too_slow(times):
                 continue
             reset()
-            inner = 1 if not times or times[0] > 1e-3 else 100
-            synchronize(device)
-            start = time.perf_counter()
-            for _ in range(inner):
-                step()
-            synchronize(device)
-            times.append((time.perf_counter() - start) / inner)
+            times.append(seconds_of(step, reset, device, repeats=1 if not times or times[0] > 1e-3 else 100))
         if all(map(too_slow, taken.values())):
             break
     return {name: times[1:] for name, times in taken.items()}
+
+
+def seconds_of(step: Step, reset: Callable[[], None], device: str, repeats: int) -> float:
+    """Of one step. A GPU forgets gradients between repeats, which it does not wait for: it would add to them."""
+    between = reset if torch.device(device).type != "cpu" else None
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        if between is not None:
+            between()
+        step()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
 
 
 def summary(times: Sequence[float]) -> Timing:

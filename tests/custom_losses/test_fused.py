@@ -43,10 +43,14 @@ def of(*losses):
     return [entry for entry in CORPUS if entry.loss in losses]
 
 
+def moved(loss, each_device):
+    return loss.to(each_device) if isinstance(loss, torch.nn.Module) else loss
+
+
 def run(loss, sample, dtype):
     """The value, with a graph from every floating tensor and parameter."""
-    moved = loss.to(dtype) if isinstance(loss, torch.nn.Module) else loss
-    return moved(*(t.requires_grad_(t.is_floating_point()) for t in sample.to(dtype).tensors))
+    device = sample.tensors[0].device
+    return moved(loss, dtype)(*(t.requires_grad_(t.is_floating_point()) for t in sample.to(dtype, device).tensors))
 
 
 def compared(fused, plain, sample):
@@ -59,10 +63,10 @@ def compared(fused, plain, sample):
 
 
 @each(CORPUS)
-def test_equals_the_plain_loss(entry):
+def test_equals_the_plain_loss(entry, each_device):
     """And leaves to torch what it says."""
-    sample = entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)])))
-    plain = entry.build()
+    sample = entry.sample(tuple(map(min, entry.bench, LARGEST[len(entry.bench)]))).to(torch.float64, each_device)
+    plain = moved(entry.build(), each_device)
     loss = fuse(plain, strict=True)
     check_loss(loss, plain, [sample], dtypes=[torch.float32], checks=CHECKS)
     run(loss, sample, torch.float32).sum().backward()
@@ -73,12 +77,12 @@ def test_equals_the_plain_loss(entry):
 
 
 @each(CORPUS[::3])
-def test_small_shapes_and_other_dtypes(entry):
+def test_small_shapes_and_other_dtypes(entry, each_device):
     """Losses of each kind meet another shape in another dtype."""
     dtypes = [dtype for dtype in entry.dtypes if dtype is not torch.float32]
     dtype = dtypes[CORPUS.index(entry) // 3 % len(dtypes)]
-    plain = entry.build()
-    check_loss(fuse(plain, strict=True), plain, entry.samples()[-1:], dtypes=[dtype], checks=["gradient", "value"])
+    plain, sample = moved(entry.build(), each_device), entry.samples()[-1].to(torch.float64, each_device)
+    check_loss(fuse(plain, strict=True), plain, [sample], dtypes=[dtype], checks=["gradient", "value"])
 
 
 @each(modules(lambda loss: any(True for _ in loss.parameters())))

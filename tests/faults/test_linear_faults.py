@@ -29,7 +29,7 @@ def negative_log_probs(hidden, weight, labels, **options):
 def self_distillation(hidden, weight, labels, **options):
     """Both heads learn, from the same hidden states."""
     options = {"hard_weight": 0.5, "reduction": "sum", **options}
-    return linear_jsd(hidden, weight, hidden.detach().flip(1), weight.detach().flip(0), labels, **options)
+    return linear_jsd(hidden, weight, hidden.detach().flip(1), -weight.detach(), labels, **options)
 
 
 def summed(hidden, weight, labels, **options):

@@ -92,7 +92,7 @@ def test_autocast_mixes_dtypes(kernels, device):
     weight = torch.rand(50)
     with torch.autocast(device, torch.bfloat16):
         ours = cross_entropy(x, y, weight, backend=kernels)
-        expected = F.cross_entropy(x, y, weight)
+    expected = F.cross_entropy(x.float(), y, weight)  # torch's own rounds to bf16 on the way, on GPUs
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(
@@ -238,7 +238,9 @@ def test_fp16_with_a_loss_scale(kernels, device):
 def test_every_option_of_every_loss_counts(kernels, device, spec):
     """No two samples of one call that differ in options alone give one result."""
     results = {}
-    for sample in spec.samples():
+    with torch.device("cpu"):
+        samples = spec.samples()
+    for sample in samples:
         moved = sample.to(torch.float64, device)
         loss = spec.build(moved, kernels)(*moved.tensors, **moved.extras)
         if loss.numel() == 1 and loss.isfinite() and sample.tensors[0].numel() > 1:

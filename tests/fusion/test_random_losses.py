@@ -81,9 +81,9 @@ def drawn(steps, last):
     return loss
 
 
-def pair(shape):
+def pair(shape, device="cpu"):
     generator = torch.Generator().manual_seed(len(shape))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2)]
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -97,13 +97,13 @@ def test_programs(steps, last, shape):
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(STEPS, st.sampled_from(list(LAST)), SHAPES, SHAPES)
-def test_kernels(steps, last, shape, other):
+def test_kernels(each_device, steps, last, shape, other):
     plain = drawn(steps, last)
     fused = fuse(plain, strict=True)
     for sizes in (shape, other):
         results = []
         for loss in (plain, fused):
-            leaves = [t.requires_grad_() for t in pair(sizes)]
+            leaves = [t.requires_grad_() for t in pair(sizes, each_device)]
             value = loss(*leaves)
             results.append((value, torch.autograd.grad(value.square().sum(), leaves, allow_unused=True)))
         torch.testing.assert_close(*results, equal_nan=True)

@@ -23,7 +23,8 @@ PER_CLASS = torch.linspace(0.3, 2.0, CLASSES, dtype=torch.float64)
 def on_the_device(request):
     """Tensors are made where the kernels run."""
     torch.manual_seed(0)
-    with torch.device(request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"):
+    on_backends = {"backend", "kernels"} & set(request.fixturenames)
+    with torch.device(request.getfixturevalue("device") if on_backends else "cpu"):
         yield
 
 

@@ -106,6 +106,24 @@ def test_statistics_of_a_head(gpu, dtype):
     check(gpu, wide=False)
 
 
+def test_sizes_of_one():
+    """Triton takes a 1 for a constant, not for a number on the GPU."""
+    gpu = (90, pretend_driver.install(90))
+    one, row, label = torch.empty(1), torch.empty(1, 1), torch.zeros(1, dtype=torch.long)
+    for reduction in ("mean", "sum", "none"):
+        pointwise.pointwise_forward("mse", one, one, one, None, 0.0, 0.0, reduction, torch.float32)
+        pointwise.pointwise_backward("mse", one, one, one, one, None, 0.0, 0.0, reduction, True, True)
+    cross_entropy(row, label, one, 0.1, 30.0)
+    cross_entropy(row, row)
+    cross_entropy(row[..., None], label[:, None])
+    statistics, _ = linear.row_statistics(row, label, one, 30.0, 1.0)
+    linear.row_gradient_(row, label, statistics, torch.empty(4, 1), one, 30.0, 1.0)
+    losses, statistics = divergence.divergence_forward(row, row, "jsd", 0.5, 2.0)
+    divergence.divergence_backward(losses, row, row, statistics, "jsd", 0.5, 2.0, True, True)
+    head.head_statistics(row, row, one, label, 30.0, 1.0)
+    check(gpu, wide=False)
+
+
 @pytest.mark.parametrize("fault", ["spill", "narrow"])
 def test_planted_faults_are_seen(fault, monkeypatch):
     """A block too large for its warps spills; a row stride that is not divisible loads element by element."""

@@ -46,9 +46,10 @@ def main() -> None:
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
         measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
-        save_numbers(folder, here, measurements, verdicts(measurements, overhead))  # a run cut short keeps these
+        promises = verdicts(measurements, overhead, arguments.device)
+        save_numbers(folder, here, measurements, promises)  # a run that is cut short keeps these
     save_picture(folder / "speed.png", here, measurements)
-    for promise in verdicts(measurements, overhead):
+    for promise in verdicts(measurements, overhead, arguments.device):
         print(promise)
     print(f"\nresults: {folder}")
 

@@ -58,7 +58,7 @@ def peers(loss: str, options: dict[str, Any], tensors: tuple[Tensor, ...]) -> It
     for name, build in PEERS.get(loss, {}).items():
         try:
             peer = build(**options)
-            peer(*tensors)
+            peer(*tensors).sum().backward()
         except Exception as error:  # a package that is missing, or refuses the device: both leave it out
             print(f"{name} is not measured for {loss}: {str(error).splitlines()[0] if str(error) else error!r}")
         else:

@@ -1,4 +1,4 @@
-"""What the project promises of itself on a CPU, and whether a run met it."""
+"""What the project promises of itself, and whether a run met it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verdict:
         return f"{self.promise} | {self.measured:.2f} | {sign} {self.bound:g} | {'met' if self.met else '**missed**'}"
 
 
-# (loss, shape, dtype): least speed-up over torch, over torch.compile
+# (loss, shape, dtype): least speed-up over torch, over torch.compile; on a CPU
 SPEED = {
     ("CrossEntropyLoss", "2048x32000", "float32"): (4.0, 2.3),
     ("CrossEntropyLoss", "2048x32000", "bfloat16"): (3.0, None),
@@ -36,8 +36,9 @@ SPEED = {
 }
 
 
-def verdicts(measurements: list[Measurement], import_overhead: float | None) -> list[Verdict]:
-    found = [verdict for m in measurements for verdict in of_measurement(m)]
+def verdicts(measurements: list[Measurement], import_overhead: float | None, device: str) -> list[Verdict]:
+    of_one = of_measurement if device == "cpu" else of_measurement_on_gpu
+    found = [verdict for m in measurements for verdict in of_one(m)]
     if import_overhead is not None:
         found.append(Verdict("import beyond torch's, ms", import_overhead * 1e3, 60, at_least=False))
     return found
@@ -64,6 +65,26 @@ def of_measurement(m: Measurement) -> list[Verdict]:
         # Statistics are two numbers a row; 10% covers them for the shapes that are measured.
         found.append(Verdict(f"{label}: extra memory ÷ gradient", m.peak["ours"] / m.bytes, 1.1, False))
     return found
+
+
+# Of a head on a GPU: least speed-up over libraries.
+OVER_LIBRARIES = {"liger": 1.5, "cce": 1.0, "quack": 1.0, "torch": 1.0}
+
+
+def of_measurement_on_gpu(m: Measurement) -> list[Verdict]:
+    """Only large shapes show the kernels; and those of heads are measured beside other libraries."""
+    label, times = f"{m.loss} {m.shape} {m.dtype}", m.forward_backward
+    ours = times["ours"].median
+    if m.loss == "linear_cross_entropy" and m.shape.startswith("8192x4096x128256"):
+        found = [Verdict(f"{label}: ours ÷ its products", ours / m.bound.median, 1.1, False)]
+        return found + [
+            Verdict(f"{label}: {name} ÷ ours", times[name].median / ours, bound)
+            for name, bound in OVER_LIBRARIES.items()
+            if name in times
+        ]
+    if m.traffic and m.bytes > 2**30 and "compile" in times:
+        return [Verdict(f"{label}: torch.compile ÷ ours", times["compile"].median / ours, 1.0)]
+    return []
 
 
 # Of a head: how many times its products, forward and backward may take.

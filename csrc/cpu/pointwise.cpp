@@ -408,9 +408,7 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_with_gradients(
     const OptionalTensor& pos_weight, double a, double b, const std::string& reduction, bool input_grad,
     bool target_grad, ScalarType out_dtype) {
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
-  STD_TORCH_CHECK(call.reduction != Reduction::None,
-                  "one upstream gradient needs one loss, not reduction none");
-  STD_TORCH_CHECK(input_grad || target_grad, "a gradient must be asked for");
+  check_one_upstream(call, input_grad, target_grad);
   const auto run = input.scalar_type() == ScalarType::Double ? with_gradients<double> : with_gradients<float>;
   Gradients gradients(call, input_grad, target_grad);
   const Tensor loss = run(call, out_dtype, gradients);

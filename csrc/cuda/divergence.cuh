@@ -115,13 +115,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <int N, class T, class A>
-FL_INLINE void store_pack(const A (&values)[N], T* destination, bool as_pack) {
-  if (as_pack) return store(values, destination);
-#pragma unroll
-  for (int k = 0; k < N; ++k) destination[k] = static_cast<T>(values[k]);
-}
-
 template <class F, class T>
 __global__ void __launch_bounds__(kThreads, 2)
     divergence_backward_kernel(const __grid_constant__ DivergenceProblem<T> p,

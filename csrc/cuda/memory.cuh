@@ -64,6 +64,14 @@ FL_INLINE void store(const A (&values)[N], T* destination) {
   for (int i = 0; i < Pack<T, N>::kWords; ++i) __stwb(words + i, pack.words[i]);
 }
 
+// As one word or element by element, where the destination is not aligned for it.
+template <int N, class T, class A>
+FL_INLINE void store_pack(const A (&values)[N], T* destination, bool as_pack) {
+  if (as_pack) return store(values, destination);
+#pragma unroll
+  for (int k = 0; k < N; ++k) destination[k] = static_cast<T>(values[k]);
+}
+
 // The dtype is the same for every thread, so these branches do not diverge.
 template <int N, class A>
 FL_INLINE void load_any(const void* source, Dtype dtype, int64_t at, A (&out)[N]) {

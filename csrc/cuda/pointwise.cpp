@@ -46,34 +46,94 @@ PointwiseProblem problem_of(const Call& call, const Tensor& leader, const Tensor
   return problem;
 }
 
+template <class T>
+PointwiseGradients<T> gradients_of(Tensor* input, Tensor* target) {
+  const auto data = [](Tensor* out) { return out ? static_cast<T*>(out->mutable_data_ptr()) : nullptr; };
+  return {data(input), data(target)};
+}
+
+Tensor forward(const Call& call, ScalarType out_dtype, const PointwiseProblem& problem, Tensor loss,
+               Tensor* input_out, Tensor* target_out, cudaStream_t stream) {
+  const int64_t blocks = pointwise_blocks(problem.numel);
+  const Tensor partial =
+      empty_contiguous({problem.reduces && blocks > 1 ? blocks : 0}, ScalarType::Double, call.input);
+  STD_CUDA_CHECK(for_element_type(call.input.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return pointwise_forward<T>(
+        call.formula, problem,
+        {loss.mutable_data_ptr(), dtype_of(out_dtype), static_cast<double*>(partial.mutable_data_ptr())},
+        gradients_of<T>(input_out, target_out), stream);
+  }));
+  return loss;
+}
+
 Tensor pointwise_forward_cuda(const std::string& formula, const Tensor& input, const Tensor& target,
                               const OptionalTensor& weight, const OptionalTensor& pos_weight, double a,
                               double b, const std::string& reduction, ScalarType out_dtype) {
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
   const Launches launches(input);
   const bool reduces = call.reduction != Reduction::None;
-  Tensor out = reduces ? empty_scalar(out_dtype, input) : empty_like(input, out_dtype);
-  if (!reduces && input.numel() == 0) return out;
-  const PointwiseProblem problem = problem_of(call, reduces ? input : out, nullptr);
-  const int blocks = pointwise_blocks(problem.numel);
-  const Tensor partial = empty_contiguous({reduces && blocks > 1 ? blocks : 0}, ScalarType::Double, input);
-  STD_CUDA_CHECK(for_element_type(input.scalar_type(), [&](auto* type) {
-    return pointwise_forward<std::remove_pointer_t<decltype(type)>>(
-        call.formula, problem, out.mutable_data_ptr(), dtype_of(out_dtype),
-        static_cast<double*>(partial.mutable_data_ptr()), launches.stream());
-  }));
-  return out;
+  Tensor loss = reduces ? empty_scalar(out_dtype, input) : empty_like(input, out_dtype);
+  if (!reduces && input.numel() == 0) return loss;
+  const PointwiseProblem problem = problem_of(call, reduces ? input : loss, nullptr);
+  return forward(call, out_dtype, problem, loss, nullptr, nullptr, launches.stream());
 }
 
-// Fills the asked-for gradients, which share one memory order.
-void fill_gradients(const Call& call, const Tensor& grad_output, Tensor* input_out, Tensor* target_out,
-                    cudaStream_t stream) {
-  const PointwiseProblem problem = problem_of(call, input_out ? *input_out : *target_out, &grad_output);
-  STD_CUDA_CHECK(for_element_type(call.input.scalar_type(), [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const auto data = [](Tensor* out) { return out ? static_cast<T*>(out->mutable_data_ptr()) : nullptr; };
-    return pointwise_backward<T>(call.formula, problem, data(input_out), data(target_out), stream);
-  }));
+// Gradients of a call, those that are asked for; the others are empty.
+struct Gradients {
+  const Call& call;
+  Tensor input, target;
+
+  Tensor* input_out() { return call.input.numel() > 0 && input.numel() > 0 ? &input : nullptr; }
+  Tensor* target_out() { return call.input.numel() > 0 && target.numel() > 0 ? &target : nullptr; }
+
+  static Gradients made(const Call& call, bool input_grad, bool target_grad) {
+    const auto like = [&](const Tensor& tensor, bool asked) {
+      const ScalarType dtype = tensor.scalar_type();
+      return asked ? empty_like(tensor, dtype) : empty_contiguous({0}, dtype, tensor);
+    };
+    return {call, like(call.input, input_grad), like(call.target, target_grad)};
+  }
+  // Whether those that are asked for lie in memory as the input does.
+  bool follow_input() {
+    const auto order = memory_order(call.input);
+    return !(input_out() && memory_order(input) != order) && !(target_out() && memory_order(target) != order);
+  }
+  void fill(const Tensor* upstream, bool skips_one, cudaStream_t stream) {
+    if (input_out() && target_out() && same_strides(input, target)) {
+      return fill_in_order(upstream, skips_one, &input, &target, stream);
+    }
+    if (input_out()) fill_in_order(upstream, skips_one, &input, nullptr, stream);
+    if (target_out()) fill_in_order(upstream, skips_one, nullptr, &target, stream);
+  }
+
+ private:
+  void fill_in_order(const Tensor* upstream, bool skips_one, Tensor* input_out, Tensor* target_out,
+                     cudaStream_t stream) {
+    PointwiseProblem problem = problem_of(call, input_out ? *input_out : *target_out, upstream);
+    problem.skips_one = skips_one;
+    STD_CUDA_CHECK(for_element_type(call.input.scalar_type(), [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      return pointwise_backward<T>(call.formula, problem, gradients_of<T>(input_out, target_out), stream);
+    }));
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> pointwise_with_gradients_cuda(
+    const std::string& formula, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+    const OptionalTensor& pos_weight, double a, double b, const std::string& reduction, bool input_grad,
+    bool target_grad, ScalarType out_dtype) {
+  const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
+  check_one_upstream(call, input_grad, target_grad);
+  const Launches launches(input);
+  const cudaStream_t stream = launches.stream();
+  Gradients gradients = Gradients::made(call, input_grad, target_grad);
+  const bool at_once = gradients.follow_input();
+  const Tensor loss =
+      forward(call, out_dtype, problem_of(call, input, nullptr), empty_scalar(out_dtype, input),
+              at_once ? gradients.input_out() : nullptr, at_once ? gradients.target_out() : nullptr, stream);
+  if (!at_once) gradients.fill(nullptr, false, stream);
+  return {loss, gradients.input, gradients.target};
 }
 
 std::tuple<Tensor, Tensor> pointwise_backward_cuda(const std::string& formula, const Tensor& grad_output,
@@ -85,18 +145,25 @@ std::tuple<Tensor, Tensor> pointwise_backward_cuda(const std::string& formula, c
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
   check_grad_output(call, grad_output);
   const Launches launches(input);
-  const ScalarType dtype = input.scalar_type();
-  Tensor input_out = input_grad ? empty_like(input, dtype) : empty_contiguous({0}, dtype, input);
-  Tensor target_out = target_grad ? empty_like(target, dtype) : empty_contiguous({0}, dtype, input);
-  if (input.numel() == 0) return {input_out, target_out};
-  const cudaStream_t stream = launches.stream();
-  if (input_grad && target_grad && same_strides(input_out, target_out)) {
-    fill_gradients(call, grad_output, &input_out, &target_out, stream);
-  } else {
-    if (input_grad) fill_gradients(call, grad_output, &input_out, nullptr, stream);
-    if (target_grad) fill_gradients(call, grad_output, nullptr, &target_out, stream);
+  Gradients gradients = Gradients::made(call, input_grad, target_grad);
+  gradients.fill(&grad_output, false, launches.stream());
+  return {gradients.input, gradients.target};
+}
+
+// Over gradients for an upstream of 1: whether it is one, only the GPU knows.
+void pointwise_backward_unless_one_cuda(const std::string& formula, const Tensor& grad_output,
+                                        const Tensor& input, const Tensor& target,
+                                        const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                        double a, double b, const std::string& reduction,
+                                        Tensor input_gradient, Tensor target_gradient) {
+  const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
+  check_one_upstream(call, input_gradient.numel() > 0, target_gradient.numel() > 0 || input.numel() == 0);
+  check_grad_output(call, grad_output);
+  for (const Tensor* gradient : {&input_gradient, &target_gradient}) {
+    if (gradient->numel() > 0) check_gradient(call, *gradient);
   }
-  return {input_out, target_out};
+  const Launches launches(input);
+  Gradients{call, input_gradient, target_gradient}.fill(&grad_output, true, launches.stream());
 }
 
 }  // namespace
@@ -104,6 +171,8 @@ std::tuple<Tensor, Tensor> pointwise_backward_cuda(const std::string& formula, c
 STABLE_TORCH_LIBRARY_IMPL(fused_losses, CUDA, m) {
   m.impl("pointwise_forward", TORCH_BOX(&pointwise_forward_cuda));
   m.impl("pointwise_backward", TORCH_BOX(&pointwise_backward_cuda));
+  m.impl("pointwise_with_gradients", TORCH_BOX(&pointwise_with_gradients_cuda));
+  m.impl("pointwise_backward_unless_one_", TORCH_BOX(&pointwise_backward_unless_one_cuda));
 }
 
 }  // namespace fused_losses

@@ -30,6 +30,7 @@ FL_INLINE void load_factor(const PointwiseOperand& operand, bool constant, int64
 template <class T>
 struct Flat {
   bool weight_is_constant, pos_weight_is_constant, upstream_is_constant;
+  bool packs_gradients;  // which never decide how sums are added up
   int64_t head, packs;
 
   template <class Body>
@@ -45,7 +46,7 @@ struct Flat {
 
 struct Strided {
   static constexpr bool weight_is_constant = false, pos_weight_is_constant = false,
-                        upstream_is_constant = false;
+                        upstream_is_constant = false, packs_gradients = false;
 
   template <class Body>
   __device__ __forceinline__ void for_each(const PointwiseProblem& p, Body&& body) const {
@@ -87,14 +88,38 @@ FL_INLINE Gradient<A> gradient_of(A x, A t, A q, Params<A> params) {
   return is_outside<F>(x, t) ? Gradient<A>{kNaN<A>, kNaN<A>} : gradient;
 }
 
+// The upstream gradient of every element of a reduced loss.
+template <class A>
+FL_INLINE A shared_upstream(const PointwiseProblem& p) {
+  const A upstream = p.upstream.data == nullptr ? A(1) : load_one<A>(p.upstream.data, p.upstream.dtype, 0);
+  return upstream / static_cast<A>(p.divisor);
+}
+
+// What is asked for of the gradients of some elements; scale is the upstream of each.
+template <class F, int N, class T, class A>
+FL_INLINE void write_gradients(const A (&x)[N], const A (&t)[N], const A (&q)[N], const A (&scale)[N],
+                               Params<A> params, const PointwiseGradients<T>& out, int64_t index,
+                               bool as_packs) {
+  A of_x[N], of_t[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const Gradient<A> gradient = gradient_of<F>(x[k], t[k], q[k], params);
+    of_x[k] = scale[k] * gradient.input;
+    of_t[k] = scale[k] * gradient.target;
+  }
+  if (out.input != nullptr) store_pack(of_x, out.input + index, as_packs);
+  if (out.target != nullptr) store_pack(of_t, out.target + index, as_packs);
+}
+
 // A block writes its elements' values, or the sum of them; the only block writes the loss at once.
-template <class F, class T, class Access>
+template <class F, class T, class Access, bool kGradients>
 __global__ void __launch_bounds__(kThreads, 2)
-    pointwise_forward_kernel(const __grid_constant__ PointwiseProblem p, const Access access, void* out,
-                             Dtype out_dtype, double* partial) {
+    pointwise_forward_kernel(const __grid_constant__ PointwiseProblem p, const Access access,
+                             const PointwiseLoss loss, const PointwiseGradients<T> gradients) {
   using A = Accumulate<T>;
   const Params<A> params{static_cast<A>(p.a), static_cast<A>(p.b)};
   const T *input = static_cast<const T*>(p.input.data), *target = static_cast<const T*>(p.target.data);
+  const A shared = kGradients ? shared_upstream<A>(p) : A(1);
   Total<double> total{0};
   access.for_each(p, [&](const Position& at, auto width) {
     constexpr int N = decltype(width)::value;
@@ -112,36 +137,41 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (p.reduces) {
       total.value += static_cast<double>(sum);
     } else {
-      store_any(values, out, out_dtype, at.index);
+      store_any(values, loss.data, loss.dtype, at.index);
+    }
+    if constexpr (kGradients) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) w[k] *= shared;
+      write_gradients<F>(x, t, q, w, params, gradients, at.index, access.packs_gradients);
     }
   });
   if (!p.reduces) return;
   total = block_reduce(total);
   if (threadIdx.x > 0) return;
   if (gridDim.x == 1) {
-    store_one(total.value / p.divisor, out, out_dtype, 0);
+    store_one(total.value / p.divisor, loss.data, loss.dtype, 0);
   } else {
-    partial[blockIdx.x] = total.value;
+    loss.partial[blockIdx.x] = total.value;
   }
 }
 
 static __global__ void __launch_bounds__(kThreads)
-    pointwise_finish_kernel(const double* partial, int count, double divisor, void* out, Dtype out_dtype) {
+    pointwise_finish_kernel(const PointwiseLoss loss, int count, double divisor) {
   Total<double> total{0};
-  for (int i = threadIdx.x; i < count; i += kThreads) total.value += partial[i];
+  for (int i = threadIdx.x; i < count; i += kThreads) total.value += loss.partial[i];
   total = block_reduce(total);
-  if (threadIdx.x == 0) store_one(total.value / divisor, out, out_dtype, 0);
+  if (threadIdx.x == 0) store_one(total.value / divisor, loss.data, loss.dtype, 0);
 }
 
 template <class F, class T, class Access>
 __global__ void __launch_bounds__(kThreads, 2)
     pointwise_backward_kernel(const __grid_constant__ PointwiseProblem p, const Access access,
-                              T* input_gradient, T* target_gradient) {
+                              const PointwiseGradients<T> gradients) {
   using A = Accumulate<T>;
+  if (p.skips_one && load_one<A>(p.upstream.data, p.upstream.dtype, 0) == A(1)) return;
   const Params<A> params{static_cast<A>(p.a), static_cast<A>(p.b)};
   const T *input = static_cast<const T*>(p.input.data), *target = static_cast<const T*>(p.target.data);
-  const A shared =
-      p.reduces ? load_one<A>(p.upstream.data, p.upstream.dtype, 0) / static_cast<A>(p.divisor) : A(1);
+  const A shared = p.reduces ? shared_upstream<A>(p) : A(1);
   access.for_each(p, [&](const Position& at, auto width) {
     constexpr int N = decltype(width)::value;
     A x[N], t[N], w[N], q[N], g[N];
@@ -151,14 +181,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_factor(p.pos_weight, access.pos_weight_is_constant, at.pos_weight, q);
     if (!p.reduces) load_factor(p.upstream, access.upstream_is_constant, at.upstream, g);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const Gradient<A> gradient = gradient_of<F>(x[k], t[k], q[k], params);
-      const A scale = w[k] * (p.reduces ? shared : g[k]);
-      x[k] = scale * gradient.input;
-      t[k] = scale * gradient.target;
-    }
-    if (input_gradient != nullptr) store(x, input_gradient + at.index);
-    if (target_gradient != nullptr) store(t, target_gradient + at.index);
+    for (int k = 0; k < N; ++k) w[k] *= p.reduces ? shared : g[k];
+    write_gradients<F>(x, t, q, w, params, gradients, at.index, access.packs_gradients);
   });
 }
 
@@ -176,8 +200,8 @@ class PointwisePlan {
 
   // Packs start where the input is aligned, if everything else is aligned there too.
   template <class T>
-  Flat<T> flat(const void* out, Dtype out_dtype, const void* second_out) const {
-    Flat<T> access{is_constant(p_.weight), is_constant(p_.pos_weight), is_constant(p_.upstream), 0, 0};
+  Flat<T> flat(const void* values, Dtype dtype, const PointwiseGradients<T>& gradients) const {
+    Flat<T> access{is_constant(p_.weight), is_constant(p_.pos_weight), is_constant(p_.upstream), false, 0, 0};
     const auto misaligned = reinterpret_cast<uintptr_t>(p_.input.data) % kWideAccess;
     const int64_t head = misaligned == 0 ? 0 : static_cast<int64_t>((kWideAccess - misaligned) / sizeof(T));
     const auto fits = [&](const void* data, Dtype dtype) {
@@ -189,7 +213,8 @@ class PointwisePlan {
       return is_constant(o) || fits(o.data, o.dtype);
     };
     const bool aligned = operand_fits(p_.target) && operand_fits(p_.weight) && operand_fits(p_.pos_weight) &&
-                         operand_fits(p_.upstream) && fits(out, out_dtype) && fits(second_out, out_dtype);
+                         operand_fits(p_.upstream) && fits(values, dtype);
+    access.packs_gradients = fits(gradients.input, p_.input.dtype) && fits(gradients.target, p_.input.dtype);
     if (aligned && head < p_.numel) access.head = head, access.packs = (p_.numel - head) / kWidth<T>;
     return access;
   }
@@ -216,47 +241,49 @@ class PointwisePlan {
   const PointwiseProblem& p_;
 };
 
-template <class T>
-cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, void* out, Dtype out_dtype,
-                              double* partial, cudaStream_t stream, int max_blocks) {
+template <class T, bool kGradients>
+cudaError_t launch_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
+                           const PointwiseGradients<T>& gradients, int blocks, cudaStream_t stream) {
   const PointwisePlan plan(problem);
-  const int blocks = pointwise_blocks(problem.numel, max_blocks);
-  const size_t shared = block_reduce_bytes<Total<double>>;
-  const void* aligned_out = problem.reduces ? nullptr : out;
   const auto run = [&](auto flat_kernel, auto strided_kernel) {
-    if (plan.is_flat()) {
-      return launch(flat_kernel, blocks, shared, stream, problem,
-                    plan.template flat<T>(aligned_out, out_dtype, nullptr), out, out_dtype, partial);
-    }
-    return launch(strided_kernel, blocks, shared, stream, problem, Strided{}, out, out_dtype, partial);
+    constexpr size_t shared = block_reduce_bytes<Total<double>>;
+    if (!plan.is_flat())
+      return launch(strided_kernel, blocks, shared, stream, problem, Strided{}, loss, gradients);
+    const auto access = plan.template flat<T>(problem.reduces ? nullptr : loss.data, loss.dtype, gradients);
+    return launch(flat_kernel, blocks, shared, stream, problem, access, loss, gradients);
   };
-  cudaError_t error = cudaErrorInvalidValue;
   switch (formula) {
-#define FL_CASE(F, name)                                                 \
-  case Formula::F:                                                       \
-    error = run(&pointwise_forward_kernel<fused_losses::F, T, Flat<T>>,  \
-                &pointwise_forward_kernel<fused_losses::F, T, Strided>); \
-    break;
+#define FL_CASE(F, name)                                                           \
+  case Formula::F:                                                                 \
+    return run(&pointwise_forward_kernel<fused_losses::F, T, Flat<T>, kGradients>, \
+               &pointwise_forward_kernel<fused_losses::F, T, Strided, kGradients>);
     FL_POINTWISE_FORMULAS(FL_CASE)
 #undef FL_CASE
   }
-  if (error != cudaSuccess || !problem.reduces || blocks == 1) return error;
-  return launch(&pointwise_finish_kernel, 1, shared, stream, static_cast<const double*>(partial), blocks,
-                problem.divisor, out, out_dtype);
+  return cudaErrorInvalidValue;
 }
 
 template <class T>
-cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem, T* input_gradient,
-                               T* target_gradient, cudaStream_t stream, int max_blocks) {
+cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
+                              const PointwiseGradients<T>& gradients, cudaStream_t stream, int max_blocks) {
+  const int blocks = pointwise_blocks(problem.numel, max_blocks);
+  const bool with_gradients = gradients.input != nullptr || gradients.target != nullptr;
+  const auto run = with_gradients ? &launch_forward<T, true> : &launch_forward<T, false>;
+  const cudaError_t error = run(formula, problem, loss, gradients, blocks, stream);
+  if (error != cudaSuccess || !problem.reduces || blocks == 1) return error;
+  return launch(&pointwise_finish_kernel, 1, block_reduce_bytes<Total<double>>, stream, loss, blocks,
+                problem.divisor);
+}
+
+template <class T>
+cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem,
+                               const PointwiseGradients<T>& gradients, cudaStream_t stream, int max_blocks) {
   const PointwisePlan plan(problem);
   const int blocks = pointwise_blocks(problem.numel, max_blocks);
   const auto run = [&](auto flat_kernel, auto strided_kernel) {
-    if (plan.is_flat()) {
-      return launch(flat_kernel, blocks, 0, stream, problem,
-                    plan.template flat<T>(input_gradient, problem.input.dtype, target_gradient),
-                    input_gradient, target_gradient);
-    }
-    return launch(strided_kernel, blocks, 0, stream, problem, Strided{}, input_gradient, target_gradient);
+    if (!plan.is_flat()) return launch(strided_kernel, blocks, 0, stream, problem, Strided{}, gradients);
+    const auto access = plan.template flat<T>(nullptr, problem.input.dtype, gradients);
+    return launch(flat_kernel, blocks, 0, stream, problem, access, gradients);
   };
   switch (formula) {
 #define FL_CASE(F, name)                                                \
@@ -269,9 +296,10 @@ cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem,
   return cudaErrorInvalidValue;
 }
 
-#define FL_INSTANTIATE_POINTWISE(T)                                                                  \
-  template cudaError_t pointwise_forward<T>(Formula, const PointwiseProblem&, void*, Dtype, double*, \
-                                            cudaStream_t, int);                                      \
-  template cudaError_t pointwise_backward<T>(Formula, const PointwiseProblem&, T*, T*, cudaStream_t, int);
+#define FL_INSTANTIATE_POINTWISE(T)                                                                          \
+  template cudaError_t pointwise_forward<T>(Formula, const PointwiseProblem&, const PointwiseLoss&,          \
+                                            const PointwiseGradients<T>&, cudaStream_t, int);                \
+  template cudaError_t pointwise_backward<T>(Formula, const PointwiseProblem&, const PointwiseGradients<T>&, \
+                                             cudaStream_t, int);
 
 }  // namespace fused_losses

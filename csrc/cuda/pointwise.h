@@ -18,13 +18,27 @@ struct PointwiseOperand {
 struct PointwiseProblem {
   PointwiseOperand input, target;
   PointwiseOperand weight, pos_weight;  // without data where there are none
-  PointwiseOperand upstream;            // in backward; one number for a reduced loss
+  PointwiseOperand upstream;            // of gradients; one number for a reduced loss, without data 1
   int dims = 0;
   int64_t sizes[kMaxDims] = {};
   int64_t numel = 0;
   double a = 0, b = 0;
   bool reduces = false;
   double divisor = 1;  // of a reduced loss
+  // The gradients are there already for an upstream of 1.
+  bool skips_one = false;
+};
+
+// Gradients that nobody asks for are null.
+template <class T>
+struct PointwiseGradients {
+  T *input = nullptr, *target = nullptr;
+};
+
+struct PointwiseLoss {
+  void* data;  // numel values, or one for a reduced loss
+  Dtype dtype;
+  double* partial;  // pointwise_blocks(numel) numbers for a reduced loss
 };
 
 constexpr int kPointwiseMaxBlocks = 1024;
@@ -37,14 +51,15 @@ inline int pointwise_blocks(int64_t numel, int max_blocks = kPointwiseMaxBlocks)
   return static_cast<int>(blocks < 1 ? 1 : blocks < max_blocks ? blocks : max_blocks);
 }
 
-// out: numel values, or one for a reduced loss; partial: pointwise_blocks(numel) numbers for that.
+// Gradients of a reduced loss can be made with it, for an upstream of 1.
 template <class T>
-cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, void* out, Dtype out_dtype,
-                              double* partial, cudaStream_t stream, int max_blocks = kPointwiseMaxBlocks);
+cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
+                              const PointwiseGradients<T>& gradients, cudaStream_t stream,
+                              int max_blocks = kPointwiseMaxBlocks);
 
-// A gradient that nobody asks for is null.
 template <class T>
-cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem, T* input_gradient,
-                               T* target_gradient, cudaStream_t stream, int max_blocks = kPointwiseMaxBlocks);
+cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem,
+                               const PointwiseGradients<T>& gradients, cudaStream_t stream,
+                               int max_blocks = kPointwiseMaxBlocks);
 
 }  // namespace fused_losses

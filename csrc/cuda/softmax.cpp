@@ -72,7 +72,8 @@ std::tuple<Tensor, Tensor> forward(const SoftmaxCall& call, ScalarType out_dtype
                           : empty_scalar(out_dtype, call.logits);
   Tensor stats =
       empty_contiguous({2 * problem.rows + 1}, accumulate_type(call.logits.scalar_type()), call.logits);
-  const Tensor partial = empty_contiguous({2 * kSoftmaxMaxBlocks}, ScalarType::Double, call.logits);
+  const int64_t blocks = std::clamp<int64_t>(problem.rows, 1, kSoftmaxMaxBlocks);  // at most
+  const Tensor partial = empty_contiguous({2 * blocks}, ScalarType::Double, call.logits);
   const auto reduction = unreduced                           ? Loss::kNone
                          : call.reduction == Reduction::Mean ? Loss::kMean
                                                              : Loss::kSum;

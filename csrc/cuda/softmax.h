@@ -41,7 +41,7 @@ struct SoftmaxLoss {
   Dtype dtype;
   Reduction reduction;
   Accumulate<T>* stats;
-  double* partial;  // two numbers for each of kSoftmaxMaxBlocks blocks
+  double* partial;  // two numbers for each block, of which there are no more than rows
 };
 
 template <class T>

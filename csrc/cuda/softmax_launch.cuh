@@ -31,7 +31,7 @@ cudaError_t choose_way(const SoftmaxProblem<T>& p, int64_t gradient_stride, cons
 
 template <class T>
 bool is_dense(const SoftmaxProblem<T>& p) {
-  return p.probabilities != nullptr || p.smoothing > 0;
+  return p.labels == nullptr || p.smoothing > 0;  // probabilities of no class have no address
 }
 
 template <class Way, class Value>

@@ -51,4 +51,17 @@ inline void check_grad_output(const Call& call, const Tensor& grad_output) {
   }
 }
 
+inline void check_one_upstream(const Call& call, bool input_grad, bool target_grad) {
+  STD_TORCH_CHECK(call.reduction != Reduction::None,
+                  "one upstream gradient needs one loss, not reduction none");
+  STD_TORCH_CHECK(input_grad || target_grad, "a gradient must be asked for");
+}
+
+// Of a gradient that is written over.
+inline void check_gradient(const Call& call, const Tensor& gradient) {
+  check_like("gradient", gradient, call.input);
+  STD_TORCH_CHECK(gradient.scalar_type() == call.input.scalar_type(), "gradient must have the input's dtype");
+  STD_TORCH_CHECK(is_dense(gradient, memory_order(gradient)), "gradient must fill its memory");
+}
+
 }  // namespace fused_losses

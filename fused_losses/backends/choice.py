@@ -33,6 +33,7 @@ class Kernels(NamedTuple):
     divergence_backward_: Any
     pointwise_with_gradients: Any = None
     cross_entropy_with_gradient: Any = None
+    pointwise_backward_unless_one_: Any = None
     head_statistics: Any = None  # row_statistics of a head's logits without the logits, where a backend has it
 
 
@@ -149,8 +150,8 @@ def _prepared(backend: str) -> str:
         namespace = torch.ops.fused_losses_triton if backend == "triton" else torch.ops.fused_losses
         operators = (getattr(namespace, name).default for name in fake.OPERATORS)
         more: dict[str, Any] = {}
-        if backend == "cpp":
-            more = {name: getattr(namespace, name).default for name in fake.AT_ONCE}
+        if backend in fake.AT_ONCE:
+            more = {name: getattr(namespace, name).default for name in fake.AT_ONCE[backend]}
         elif backend == "triton":
             more = {"head_statistics": triton.head_statistics()}
         KERNELS[backend] = Kernels(*operators, **more)

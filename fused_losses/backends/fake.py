@@ -22,9 +22,13 @@ OPERATORS = (
     "divergence_backward_",
 )
 
-# Of what there is on CPUs alone: loss and gradients in one pass, and work for memory that a cache holds.
-AT_ONCE = ("pointwise_with_gradients", "cross_entropy_with_gradient")
-CPU_OPERATORS = (*AT_ONCE, "add_", "scaled")
+# By backend, what makes loss and gradients in one pass. Only a GPU knows an upstream number there: what it kept it
+# writes over unless that is 1, in an operator that is never traced.
+AT_ONCE = {
+    "cpp": ("pointwise_with_gradients", "cross_entropy_with_gradient"),
+    "cuda": ("pointwise_with_gradients", "pointwise_backward_unless_one_"),
+}
+CPP_OPERATORS = (*AT_ONCE["cpp"], "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}

@@ -9,14 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.loading import unavailable_reason
 from ._common import LOW_PRECISION, is_batched, without_values
 
 Gradients = Sequence[Tensor]
 
 
-def is_made_with_loss(input: Tensor, reduction: str) -> bool:
-    """Whether one upstream number scales the gradients, without a second rounding that would be seen."""
-    return reduction != "none" and input.dtype not in LOW_PRECISION and not without_values()
+def is_made_with_loss(input: Tensor, reduction: str, again: bool = False) -> bool:
+    """Whether gradients are made for an upstream number of 1, without a second rounding that would be seen.
+
+    ``again``: for another number kernels make them again, so that nothing is rounded twice. In fp16 that would be
+    always: its losses are scaled.
+    """
+    exact = input.dtype not in LOW_PRECISION or (again and input.dtype is torch.bfloat16)
+    return reduction != "none" and exact and not without_values()
 
 
 def scales(factor: Tensor) -> bool:
@@ -58,6 +64,14 @@ def scaled(
     ]
 
 
+def take(ctx: Any, factor: Tensor) -> Gradients | None:
+    """The kept gradients, for kernels that write over them unless the upstream number is 1: a GPU alone knows it.
+
+    None where a backward has taken them already, or a batch of upstream numbers asks for them.
+    """
+    return None if is_batched(factor) else ctx.__dict__.pop("kept", None)
+
+
 def as_inputs(gradients: Gradients, like: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients in the dtypes of their inputs; None where nobody asks for one."""
     return [
@@ -69,9 +83,10 @@ def as_inputs(gradients: Gradients, like: Sequence[Tensor | None], needed: Seque
 def _scale_over(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """The product in a dtype: in the gradient's own memory where that is its dtype."""
     if gradient.dtype != dtype:
-        if gradient.is_cpu and gradient.dtype is torch.float32:
+        extension = "_C_cpu" if gradient.is_cpu else "_C_cuda"
+        if gradient.dtype is torch.float32 and unavailable_reason(extension) is None:
             return torch.ops.fused_losses.scaled(gradient, factor, dtype)
-        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+        return gradient.mul_(factor).to(dtype)
     if factor.is_cpu and factor.item() == 1.0:  # a number that is here already
         return gradient
     return gradient.mul_(factor)

@@ -18,6 +18,7 @@
 #include "../../csrc/cuda/divergence.cpp"
 #include "../../csrc/cuda/linear.cpp"
 #include "../../csrc/cuda/pointwise.cpp"
+#include "../../csrc/cuda/scaled.cpp"
 #include "../../csrc/cuda/softmax.cpp"
 
 namespace fused_losses {

@@ -23,10 +23,12 @@ Formula formula_of(const std::string& name) {
   std::exit(2);
 }
 
+enum Direction { kForward, kBackward, kWithGradients };
+
 void run_case(emulation::Cases& cases) {
   emulation::seed(static_cast<unsigned>(cases.integer()));
   const int max_blocks = static_cast<int>(cases.integer());
-  const bool backward = cases.integer() != 0;
+  const auto direction = static_cast<Direction>(cases.integer());
   const Formula formula = formula_of(cases.text());
   PointwiseProblem p;
   p.dims = static_cast<int>(cases.integer());
@@ -42,17 +44,16 @@ void run_case(emulation::Cases& cases) {
   p.upstream = read_operand(cases);
   emulation::for_element_type(p.input.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (backward) {
-      T* input_gradient = cases.buffer<T>();
-      T* target_gradient = cases.buffer<T>();
-      emulation::expect_success(
-          pointwise_backward<T>(formula, p, input_gradient, target_gradient, nullptr, max_blocks));
+    PointwiseGradients<T> gradients;
+    if (direction != kForward) gradients = {cases.buffer<T>(), cases.buffer<T>()};
+    if (direction == kBackward) {
+      emulation::expect_success(pointwise_backward<T>(formula, p, gradients, nullptr, max_blocks));
     } else {
       const Dtype out_dtype = cases.dtype();
       void* out = cases.buffer<char>();
       std::vector<double> partial(static_cast<size_t>(pointwise_blocks(p.numel, max_blocks)));
-      emulation::expect_success(
-          pointwise_forward<T>(formula, p, out, out_dtype, partial.data(), nullptr, max_blocks));
+      const PointwiseLoss loss{out, out_dtype, partial.data()};
+      emulation::expect_success(pointwise_forward<T>(formula, p, loss, gradients, nullptr, max_blocks));
     }
   });
 }

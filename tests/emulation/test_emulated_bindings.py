@@ -14,7 +14,11 @@ LAYOUT_DTYPES = (torch.float32, torch.bfloat16)  # 4 and 8 elements to a load; t
 @pytest.fixture(scope="module")
 def operators():
     torch.ops.load_library(str(build_bindings()))
-    return choice.Kernels(*(getattr(torch.ops.emulated_losses, name).default for name in fake.OPERATORS))
+
+    def of(names):
+        return {name: getattr(torch.ops.emulated_losses, name).default for name in names}
+
+    return choice.Kernels(*of(fake.OPERATORS).values(), **of(fake.AT_ONCE["cuda"]))
 
 
 @pytest.fixture(autouse=True)
@@ -38,4 +42,15 @@ def test_check(spec):
         # Linear kernels see contiguous chunks only, and the emulator takes seconds for each layout of long rows.
         if spec.family != "linear" and elements < 5_000 and path not in laid_out:
             laid_out.add(path)
-            check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=["layouts"])
+            checks = ["layouts", "upstream", "repeated_backward"]
+            check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("elements", [0, 1, 7, 8, 4099])
+def test_scaled(operators, dtype, elements):
+    """Rounded once, also where the memory starts at no multiple of 16 bytes."""
+    memory, factor = torch.randn(elements + 3), torch.tensor(1.7)
+    for x in (memory[:elements], memory[3:]):
+        got = torch.ops.emulated_losses.scaled(x, factor, dtype)
+        assert got.dtype is dtype and torch.equal(got, (x * factor).to(dtype))

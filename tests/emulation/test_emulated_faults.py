@@ -6,7 +6,7 @@ import pytest
 import torch
 from emulator import build, changed_tree, run
 from test_emulated_linear import Rows
-from test_emulated_pointwise import single
+from test_emulated_pointwise import BACKWARD, FORWARD, single
 from test_emulated_softmax import Problem, far_apart
 
 LAUNCH = "csrc/common/launch.cuh"
@@ -23,7 +23,7 @@ def pointwise_cases():
     problem = single("mse", x, t)
     problem.max_blocks = 3
     values = single("mse", x, t, "none")
-    return [problem.case(False), values.case(False, 3), problem.case(True)]
+    return [problem.case(FORWARD), values.case(FORWARD, 3), problem.case(BACKWARD)]
 
 
 def pointwise_is_right(results):

@@ -33,6 +33,7 @@ LAYOUTS = {
     "row": lambda make, n: make(2, 3, 1).expand(2, 3, n),
     "number": lambda make, n: make(()).expand(2, 3, n),
 }
+FORWARD, BACKWARD, WITH_GRADIENTS = range(3)
 
 
 class Problem:
@@ -83,10 +84,10 @@ class Problem:
         gradients = torch.autograd.grad(loss, (x, t), self.upstream.double())
         return loss.detach(), *gradients
 
-    def case(self, backward, misalignment=0):
+    def case(self, direction, misalignment=0):
         x = self.input
         case = Case(self.seed, self.max_blocks)
-        case.integer(int(backward))
+        case.integer(direction)
         case.text(self.formula)
         case.integer(x.ndim)
         case.padded(x.shape)
@@ -94,16 +95,16 @@ class Problem:
         case.real(*FORMULAS[self.formula][2:])
         case.integer(int(self.reduction != "none"))
         case.real(float(x.numel()) if self.reduction == "mean" else 1.0)
-        for operand in (x, self.target, self.weight, self.pos_weight, self.upstream if backward else None):
+        for operand in (x, self.target, self.weight, self.pos_weight, self.upstream if direction == BACKWARD else None):
             case.dtype(torch.float32 if operand is None else operand.dtype)
             case.padded([] if operand is None else operand.stride())
             # Views start where their slice does: not at an aligned address.
             shift = 0 if operand is None else (operand.storage_offset() + misalignment) % 16
             case.buffer(operand, shift)
-        if backward:
+        if direction != FORWARD:
             case.buffer(torch.full(x.shape, float("nan"), dtype=self.dtype), misalignment)
             case.buffer(torch.full(x.shape, float("nan"), dtype=self.dtype), misalignment)
-        else:
+        if direction != BACKWARD:
             case.dtype(self.out_dtype)
             shape = x.shape if self.reduction == "none" else ()
             case.buffer(torch.full(shape, float("nan"), dtype=self.out_dtype), misalignment)
@@ -118,7 +119,7 @@ def program():
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_matches_reference(program, formula, tmp_path):
     problems = [Problem(formula, dtype, seed) for dtype in DTYPES for seed in range(14)]
-    cases = [p.case(backward, p.seed % 3) for p in problems for backward in (False, True)]
+    cases = [p.case(direction, p.seed % 3) for p in problems for direction in (FORWARD, BACKWARD)]
     results = iter(run(program, cases, tmp_path))
     for p in problems:
         what = (formula, p.dtype, p.seed, p.reduction)
@@ -127,6 +128,22 @@ def test_matches_reference(program, formula, tmp_path):
         *_, ours, of_target = next(results)
         assert_near(ours, input_gradient.reshape(-1), p.accumulate, ("input gradient", *what))
         assert_near(of_target, target_gradient.reshape(-1), p.accumulate, ("target gradient", *what))
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_gradients_that_are_made_with_the_loss(program, formula, tmp_path):
+    """Those of an upstream number of 1, to the bit, and the loss of forward alone."""
+    problems = [Problem(formula, dtype, seed) for dtype in DTYPES for seed in range(14)]
+    problems = [p for p in problems if p.reduction != "none"]
+    for p in problems:
+        p.upstream = torch.tensor(1.0)
+    cases = [p.case(d, p.seed % 3) for p in problems for d in (FORWARD, BACKWARD, WITH_GRADIENTS)]
+    results = iter(run(program, cases, tmp_path))
+    for p in problems:
+        (*_, loss), (*_, input_gradient, target_gradient) = next(results), next(results)
+        *_, of_input, of_target, with_gradients = next(results)
+        assert torch.equal(loss, with_gradients), (formula, p.dtype, p.seed)
+        assert torch.equal(input_gradient, of_input) and torch.equal(target_gradient, of_target)
 
 
 def single(formula, input, target, reduction="mean", upstream=1.0):
@@ -138,14 +155,14 @@ def single(formula, input, target, reduction="mean", upstream=1.0):
 
 def test_empty_tensors(program, tmp_path):
     nothing = torch.empty(2, 0, 3)
-    cases = [single("mse", nothing, nothing, reduction).case(False) for reduction in ("mean", "sum")]
+    cases = [single("mse", nothing, nothing, reduction).case(FORWARD) for reduction in ("mean", "sum")]
     mean, total = (result[-1] for result in run(program, cases, tmp_path))
     assert mean.isnan() and total == 0
 
 
 def test_numbers(program, tmp_path):
     problem = single("mse", torch.tensor(3.0), torch.tensor(1.0), "none")
-    values, gradients = run(program, [problem.case(False), problem.case(True)], tmp_path)
+    values, gradients = run(program, [problem.case(FORWARD), problem.case(BACKWARD)], tmp_path)
     assert values[-1].tolist() == [4.0]
     assert [g.tolist() for g in gradients[-2:]] == [[4.0], [-4.0]]
 
@@ -155,7 +172,7 @@ def test_bce_outside_of_the_unit_interval_is_nan(program, tmp_path):
     t = torch.tensor([0.5, 1.0, 0.0, 1.5, -0.5, 0.5, 0.0, 1.0])
     problem = single("bce", x, t, "none", 1.0)
     problem.upstream = torch.ones(8)
-    values, gradients = run(program, [problem.case(False), problem.case(True)], tmp_path)
+    values, gradients = run(program, [problem.case(FORWARD), problem.case(BACKWARD)], tmp_path)
     wrong = [False, True, True, True, True, True, False, False]
     assert values[-1].isnan().tolist() == wrong
     assert all(gradient.isnan().tolist() == wrong for gradient in gradients[-2:])
@@ -167,7 +184,7 @@ def test_schedule_and_order_do_not_change_a_bit(program, tmp_path):
     cases = []
     for seed in range(4):
         problem.seed = seed
-        cases.append(problem.case(False))
+        cases.append(problem.case(FORWARD))
     losses = [result[-1].item() for result in run(program, cases, tmp_path)]
     assert len(set(losses)) == 1
 

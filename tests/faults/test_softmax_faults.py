@@ -245,11 +245,12 @@ def test_every_option_of_every_loss_counts(kernels, device, spec):
         loss = spec.build(moved, kernels)(*moved.tensors, **moved.extras)
         if loss.numel() == 1 and loss.isfinite() and sample.tensors[0].numel() > 1:
             same_call = tuple(tuple(tensor.flatten().tolist()) for tensor in sample.tensors)
-            results.setdefault(same_call, []).append((sample.name, loss.item()))
+            options = str((sample.options, sample.extras))
+            results.setdefault(same_call, {})[options] = sample.name, loss.item()
     compared = [named for named in results.values() if len(named) > 1]
     assert compared
     for named in compared:
-        assert len({value for _, value in named}) == len(named), named
+        assert len({value for _, value in named.values()}) == len(named), named
 
 
 def test_a_frozen_input_costs_nothing(kernels, device):

@@ -305,8 +305,9 @@ def test_messages_name_the_argument_and_the_way_out(backend):
     ids=["deepcopy", "pickle"],
 )
 def test_a_copy_computes_the_same(copied, backend):
+    weight = PER_CLASS.float().to(torch.get_default_device())
     module = LinearCrossEntropyLoss(
-        FEATURES, CLASSES, bias=True, weight=PER_CLASS.float(), z_loss=0.1, softcap=3.0, backend=backend
+        FEATURES, CLASSES, bias=True, weight=weight, z_loss=0.1, softcap=3.0, backend=backend
     )
     input, target = rows(ROWS, dtype=torch.float32), labels_of(ROWS)
     for a, b in zip(step(copied(module), input, target), step(module, input, target)):

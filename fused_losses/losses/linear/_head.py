@@ -13,7 +13,7 @@ from ...backends.fake import accumulate_dtype
 from ...backends.loading import unavailable_reason
 
 # The default of max_workspace_mb: what a chunk of logits and the products beside it may take.
-WORKSPACE_MB = {"cpu": 64.0, "cuda": 512.0}
+WORKSPACE_MB = {"cpu": 64.0, "cuda": 1024.0}
 # More rows than these do not make the products faster, and fewer fit a CPU's caches.
 MOST_ROWS = {("cpu", torch.float32): 256, ("cpu", torch.float64): 256, ("cpu", torch.bfloat16): 480}
 LEAST_ROWS = 32
@@ -175,7 +175,7 @@ def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int =
     ``classes`` are those of the largest head that must be cut into the same chunks; None is this head.
     """
     weight, device = head.weight, head.weight.device.type
-    budget = (WORKSPACE_MB.get(device, 512.0) if workspace_mb is None else workspace_mb) * 2**20
+    budget = (WORKSPACE_MB.get(device, 1024.0) if workspace_mb is None else workspace_mb) * 2**20
     row_bytes = buffers * (classes or len(weight)) * weight.element_size()
     fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // row_bytes
     # In whole tiles of a processor's matrix units.

@@ -23,7 +23,7 @@ from .._common import (
     reference_gradients,
     wants_graph,
 )
-from .._gradients import is_made_with_loss, keep, saved, scaled, scales
+from .._gradients import is_made_with_loss, keep, saved, scaled, scales, take
 
 # torch has these as one operator.
 TORCH_HAS = {"mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits"}
@@ -145,7 +145,7 @@ def _by_reference(
 class PointwiseFunction(torch.autograd.Function):
     """Saves the inputs; backward recomputes what it needs from them in one pass.
 
-    Where a CPU's kernels can, the gradients of the loss are made with the loss, which reads the inputs once less.
+    Where kernels can, the gradients of the loss are made with the loss, which reads the inputs once less.
     """
 
     @staticmethod
@@ -166,7 +166,8 @@ class PointwiseFunction(torch.autograd.Function):
         ctx.formula, ctx.a, ctx.b = formula, a, b
         ctx.reduction, ctx.out_dtype, ctx.backend = reduction, out_dtype, backend
         kernels = KERNELS[backend]
-        ctx.at_once = kernels.pointwise_with_gradients is not None and is_made_with_loss(input, reduction)
+        again = kernels.pointwise_backward_unless_one_ is not None
+        ctx.at_once = kernels.pointwise_with_gradients is not None and is_made_with_loss(input, reduction, again)
         if ctx.at_once:
             loss, *gradients = _with_gradients(ctx, tensors)
         else:
@@ -179,8 +180,8 @@ class PointwiseFunction(torch.autograd.Function):
         tensors = saved(ctx)
         if wants_graph():
             gradients = _differentiable(ctx, tensors, grad_output)
-        elif ctx.at_once and scales(grad_output):
-            gradients = scaled(ctx, grad_output, tensors[:2], lambda: _with_gradients(ctx, tensors)[1:])
+        elif ctx.at_once:
+            gradients = _of_kept(ctx, tensors, grad_output)
         else:
             gradients = _gradients(ctx, tensors, grad_output)
         return (*gradients, None, None, None, None, None, None, None, None)
@@ -190,6 +191,16 @@ def _with_gradients(ctx: Any, tensors: Sequence[Any]) -> Sequence[Tensor]:
     """The loss, and the gradient of each input that needs one for an upstream gradient of 1."""
     options = ctx.a, ctx.b, ctx.reduction, *ctx.needs_input_grad[:2], ctx.out_dtype
     return KERNELS[ctx.backend].pointwise_with_gradients(ctx.formula, *tensors, *options)
+
+
+def _of_kept(ctx: Any, tensors: Sequence[Any], grad_output: Tensor) -> list[Tensor | None]:
+    write_over = KERNELS[ctx.backend].pointwise_backward_unless_one_
+    if write_over is None and scales(grad_output):
+        return scaled(ctx, grad_output, tensors[:2], lambda: _with_gradients(ctx, tensors)[1:])
+    if write_over is None or (kept := take(ctx, grad_output)) is None:
+        return _gradients(ctx, tensors, grad_output)
+    write_over(ctx.formula, grad_output, *tensors, ctx.a, ctx.b, ctx.reduction, *kept)
+    return [gradient if need else None for gradient, need in zip(kept, ctx.needs_input_grad)]
 
 
 def _gradients(ctx: Any, tensors: Sequence[Any], grad_output: Tensor) -> list[Tensor | None]:

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 
 from .numerics import log1p, tanh
+from .sums import SUM_BLOCK, few_sums
 
 BLOCK = 1024
-SUM_BLOCK = 1024
 
 
 @triton.jit
@@ -168,8 +168,8 @@ def forward_kernel(
 
 
 @triton.jit
-def sum_kernel(partial, out, count, numel, MEAN: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """One program adds the partial sums, in an order that never changes."""
+def finish_kernel(partial, out, count, numel, MEAN: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """One program adds the partial sums."""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     total = tl.zeros((BLOCK,), accumulate)
     for start in range(0, count, BLOCK):
@@ -246,7 +246,7 @@ def pointwise_forward(formula, input, target, weight, pos_weight, a, b, reductio
     numel, reduce = leader.numel(), reduction != "none"
     programs = triton.cdiv(numel, BLOCK)
     partial_dtype = torch.float64 if wide else torch.float32
-    out = leader.new_empty(programs, dtype=partial_dtype) if reduce else torch.empty_like(leader, dtype=out_dtype)
+    out = leader.new_empty((1, programs), dtype=partial_dtype) if reduce else torch.empty_like(leader, dtype=out_dtype)
     if programs > 0:
         forward_kernel[(programs,)](
             leader,
@@ -269,7 +269,8 @@ def pointwise_forward(formula, input, target, weight, pos_weight, a, b, reductio
     if programs == 0:
         return leader.new_full((), float("nan") if reduction == "mean" else 0.0, dtype=out_dtype)
     loss = leader.new_empty((), dtype=out_dtype)
-    sum_kernel[(1,)](out, loss, programs, numel, MEAN=reduction == "mean", WIDE=wide, BLOCK=SUM_BLOCK)
+    partial, mean = few_sums(out), reduction == "mean"
+    finish_kernel[(1,)](partial, loss, partial.shape[1], numel, MEAN=mean, WIDE=wide, BLOCK=SUM_BLOCK, num_warps=8)
     return loss
 
 

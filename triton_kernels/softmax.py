@@ -11,8 +11,7 @@ import triton
 import triton.language as tl
 
 from .numerics import expm1, log1p, tanh
-
-FINISH_BLOCK = 1024
+from .sums import SUM_BLOCK, few_sums
 
 
 @triton.jit
@@ -59,8 +58,7 @@ def forward_kernel(
     target,
     weight,
     sample_weight,
-    row_loss,
-    row_weight,
+    losses,
     stats,
     rows,
     classes,
@@ -81,11 +79,13 @@ def forward_kernel(
     HAS_SAMPLE_WEIGHT: tl.constexpr,
     SPREADS: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    REDUCE: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Loss, denominator weight, maximum and log-sum of each row of a tile."""
+    """Maximum, log-sum and loss of each row of a tile; or, of losses, what the tile adds to them and to the mean's
+    denominator."""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     smoothing, z_loss = tl.cast(smoothing, accumulate), tl.cast(z_loss, accumulate)
     softcap, temperature = tl.cast(softcap, accumulate), tl.cast(temperature, accumulate)
@@ -141,24 +141,26 @@ def forward_kernel(
     loss += tl.where(z_loss == 0, 0.0, z_loss * log_sum_exp * log_sum_exp)
     if HAS_SAMPLE_WEIGHT:
         loss *= tl.load(sample_weight + row, mask=inside, other=0.0)
-    tl.store(row_loss + row, tl.where(ignored, 0.0, loss).to(row_loss.dtype.element_ty), mask=inside)
-    tl.store(row_weight + row, tl.where(ignored, 0.0, counted), mask=inside)
+    loss, counted = tl.where(ignored, 0.0, loss), tl.where(ignored, 0.0, counted)
+    if REDUCE:
+        tl.store(losses + tl.program_id(0), tl.sum(tl.where(inside, loss, 0.0)))
+        tl.store(losses + tl.num_programs(0) + tl.program_id(0), tl.sum(tl.where(inside, counted, 0.0)))
+    else:
+        tl.store(losses + row, loss.to(losses.dtype.element_ty), mask=inside)
     tl.store(stats + row, tl.where(ignored, 0.0, maximum), mask=inside)
     tl.store(stats + rows + row, tl.where(ignored, 0.0, log_sum), mask=inside)
 
 
 @triton.jit
-def finish_kernel(
-    row_loss, row_weight, stats, loss, rows, REDUCTION: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One program adds losses and weights of all rows, in an order that never changes."""
+def finish_kernel(partial, stats, loss, count, rows, REDUCTION: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """One program adds what the tiles add to the loss and to its denominator. # partial (2, count)"""
     accumulate: tl.constexpr = tl.float64 if WIDE else tl.float32
     total = tl.zeros((BLOCK,), accumulate)
     counted = tl.zeros((BLOCK,), accumulate)
-    for start in range(0, rows, BLOCK):
-        index = start + tl.arange(0, BLOCK).to(tl.int64)
-        total += tl.load(row_loss + index, mask=index < rows, other=0.0)
-        counted += tl.load(row_weight + index, mask=index < rows, other=0.0)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        total += tl.load(partial + index, mask=index < count, other=0.0)
+        counted += tl.load(partial + count + index, mask=index < count, other=0.0)
     result = tl.sum(total)
     denominator = tl.sum(counted) if REDUCTION == "mean" else tl.full((), 1.0, accumulate)
     tl.store(stats + 2 * rows, denominator)
@@ -333,21 +335,23 @@ def cross_entropy_forward(
     )
     rows = torch.Size(label_shape).numel()
     stats = logits.new_empty(2 * rows + 1, dtype=accumulate)
-    unreduced = reduction == "none"
-    row_loss = logits.new_empty(label_shape, dtype=out_dtype if unreduced else accumulate)
-    row_weight = logits.new_empty(rows, dtype=accumulate)
-    if rows > 0:
-        forward_kernel[(triton.cdiv(rows, constants["ROWS"]),)](
-            logits, target, weight, sample_weight, row_loss, row_weight, stats, rows, classes, pixels, *strides,
-            *target_strides, ignore_index, label_smoothing, z_loss, softcap, temperature, **constants,
-        )  # fmt: skip
-    if unreduced:
-        stats[-1:].fill_(1.0)
-        return row_loss, stats
-    loss = logits.new_empty((), dtype=out_dtype)
-    finish_kernel[(1,)](
-        row_loss, row_weight, stats, loss, rows, REDUCTION=reduction, WIDE=constants["WIDE"], BLOCK=FINISH_BLOCK
+    tiles, reduce = triton.cdiv(rows, constants["ROWS"]), reduction != "none"
+    losses = (
+        logits.new_empty((2, tiles), dtype=accumulate) if reduce else logits.new_empty(label_shape, dtype=out_dtype)
     )
+    if rows > 0:
+        forward_kernel[(tiles,)](
+            logits, target, weight, sample_weight, losses, stats, rows, classes, pixels, *strides, *target_strides,
+            ignore_index, label_smoothing, z_loss, softcap, temperature, REDUCE=reduce, **constants,
+        )  # fmt: skip
+    if not reduce:
+        stats[-1:].fill_(1.0)
+        return losses, stats
+    loss, partial = logits.new_empty((), dtype=out_dtype), few_sums(losses)
+    finish_kernel[(1,)](
+        partial, stats, loss, partial.shape[1], rows, REDUCTION=reduction, WIDE=constants["WIDE"], BLOCK=SUM_BLOCK,
+        num_warps=8,
+    )  # fmt: skip
     return loss, stats
 
 

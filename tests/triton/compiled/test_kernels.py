@@ -4,7 +4,7 @@ import pretend_driver
 import pytest
 import torch
 import triton
-from fused_losses.triton_kernels import divergence, head, linear, pointwise, softmax
+from fused_losses.triton_kernels import divergence, head, linear, pointwise, softmax, sums
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # what a block may have
 FORMULAS = (
@@ -35,7 +35,7 @@ def check(gpu, wide, registers=255):
         assert not kernel.spills, f"{kernel.name} spills: {kernel.stack} stack, {kernel.local} local"
         assert kernel.registers <= registers, f"{kernel.name} takes {kernel.registers} registers"
         assert kernel.shared <= SHARED_KIB[architecture] * 1024
-        if wide and kernel.name != "sum_kernel" and kernel.name != "finish_kernel":
+        if wide and kernel.name != "finish_kernel":
             assert kernel.wide_loads, f"{kernel.name} has no 128-bit loads"
 
 
@@ -56,6 +56,12 @@ def cross_entropy(logits, target, weight=None, label_smoothing=0.0, softcap=0.0)
     options = (-100, label_smoothing, 0.0, softcap, 1.0)
     _, stats = softmax.cross_entropy_forward(logits, target, weight, None, "mean", *options, logits.dtype)
     softmax.cross_entropy_backward(torch.empty(()), logits, target, weight, None, stats, "mean", *options)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_sums_of_many_programs(gpu, dtype):
+    sums.few_sums(torch.empty(2, 3 * sums.FEW, dtype=dtype))
+    check(gpu, wide=False, registers=128)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)

@@ -50,6 +50,16 @@ def test_label_out_of_range_is_nan_in_its_row_alone():
         assert gradient.isnan().all(dim=1).tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("count", [1, 8192, 8193, 20_001])
+def test_sums_of_many_programs(count):
+    from fused_losses.triton_kernels.sums import FEW, few_sums
+
+    partial = torch.rand(2, count)
+    few = few_sums(partial)
+    assert few.shape[1] <= FEW and torch.equal(few, few_sums(partial))
+    torch.testing.assert_close(few.sum(dim=1).double(), partial.double().sum(dim=1), rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("fault", ["scale", "unmasked"])
 def test_a_planted_fault_is_seen(fault, monkeypatch):
     spec = next(spec for spec in SPECS if spec.name == "MSELoss")

@@ -7,17 +7,83 @@
 #define FL_INLINE __device__ __forceinline__
 
 FL_INLINE float fma_(float a, float b, float c) { return fmaf(a, b, c); }
+FL_INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
+
+#else
+
+#define FL_INLINE inline __attribute__((always_inline))
+// Elements depend on no other element: vectorise without comparing pointers first.
+#define FL_ELEMENTWISE _Pragma("GCC ivdep")
+
+// a * b + c, rounded once where the processor can, whether or not the compiler contracts expressions.
+#if defined(__FMA__) || defined(FL_TARGET_HAS_FMA)
+FL_INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FL_INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+template <class A>
+FL_INLINE A fma_(A a, A b, A c) {
+  return a * b + c;
+}
+#endif
+
+#endif
+
+template <class To, class From>
+FL_INLINE To bits(From from) {
+  To to;
+  static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// expm1 on [-1/2, 1/2].
+FL_INLINE float expm1_near_zero(float x) {
+  float p = 1.f / 40320.f;
+  p = fma_(p, x, 1.f / 5040.f);
+  p = fma_(p, x, 1.f / 720.f);
+  p = fma_(p, x, 1.f / 120.f);
+  p = fma_(p, x, 1.f / 24.f);
+  p = fma_(p, x, 1.f / 6.f);
+  p = fma_(p, x, 0.5f);
+  return fma_(p * x, x, x);
+}
+
+// log(1 + f) + exponent log(2) for 1 + f in [sqrt(1/2), sqrt(2)).
+FL_INLINE float log_of_parts(float f, float exponent) {
+  float p = 7.0376836292e-2f;
+  p = fma_(p, f, -1.1514610310e-1f);
+  p = fma_(p, f, 1.1676998740e-1f);
+  p = fma_(p, f, -1.2420140846e-1f);
+  p = fma_(p, f, 1.4249322787e-1f);
+  p = fma_(p, f, -1.6668057665e-1f);
+  p = fma_(p, f, 2.0000714765e-1f);
+  p = fma_(p, f, -2.4999993993e-1f);
+  p = fma_(p, f, 3.3333331174e-1f);
+  const float square = f * f;
+  const float tail = fma_(p * f, square, fma_(exponent, -2.12194440e-4f, -0.5f * square));
+  return fma_(exponent, 0.693359375f, f + tail);
+}
+
+#ifdef __CUDACC__
+
 FL_INLINE float exp_(float x) { return expf(x); }
-FL_INLINE float exp_nonpositive(float x) { return expf(x); }
+// exp for x <= 0 in four instructions: 2^t with t below x / log(2), times 1 + d for what t is too small by. With
+// log2(e) rounded up, d >= 0; it saturates, which makes 0 of the NaN that -inf gives. Right to 2^-22 + |x| 2^-28,
+// below the smallest normal number 0; NaN stays NaN, and exp(0) is 1.
+FL_INLINE float exp_nonpositive(float x) {
+  const float t = __fmul_rd(x, 1.44269514f);
+  const float d = __saturatef(fmaf(t, -0.693147182f, x));
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(t));
+  return fmaf(power, d, power);
+}
 FL_INLINE float log_(float x) { return logf(x); }
 FL_INLINE float log1p_(float x) { return log1pf(x); }
 FL_INLINE float log1p_unit(float x) { return log1pf(x); }
 FL_INLINE float expm1_(float x) { return expm1f(x); }
-FL_INLINE float expm1_near_zero(float x) { return expm1f(x); }
 FL_INLINE float tanh_(float x) { return tanhf(x); }
 FL_INLINE float abs_(float x) { return fabsf(x); }
 FL_INLINE float sqrt_(float x) { return sqrtf(x); }
-FL_INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 FL_INLINE double exp_(double x) { return exp(x); }
 FL_INLINE double exp_nonpositive(double x) { return exp(x); }
 FL_INLINE double log_(double x) { return log(x); }
@@ -30,29 +96,6 @@ FL_INLINE double abs_(double x) { return fabs(x); }
 FL_INLINE double sqrt_(double x) { return sqrt(x); }
 
 #else
-
-#define FL_INLINE inline __attribute__((always_inline))
-// Elements depend on no other element: vectorise without comparing pointers first.
-#define FL_ELEMENTWISE _Pragma("GCC ivdep")
-
-template <class To, class From>
-FL_INLINE To bits(From from) {
-  To to;
-  static_assert(sizeof(To) == sizeof(From), "a bit pattern keeps its size");
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// a * b + c, rounded once where the processor can, whether or not the compiler contracts expressions.
-#if defined(__FMA__) || defined(FL_TARGET_HAS_FMA)
-FL_INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-FL_INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else
-template <class A>
-FL_INLINE A fma_(A a, A b, A c) {
-  return a * b + c;
-}
-#endif
 
 // 2^n for n in [-126, 127].
 FL_INLINE float power_of_two(int32_t n) { return bits<float>((n + 127) << 23); }
@@ -98,18 +141,6 @@ FL_INLINE float exp_nonpositive(float x) {
   return x < -87.33654f ? 0.f : result;
 }
 
-// expm1 on [-1/2, 1/2].
-FL_INLINE float expm1_near_zero(float x) {
-  float p = 1.f / 40320.f;
-  p = fma_(p, x, 1.f / 5040.f);
-  p = fma_(p, x, 1.f / 720.f);
-  p = fma_(p, x, 1.f / 120.f);
-  p = fma_(p, x, 1.f / 24.f);
-  p = fma_(p, x, 1.f / 6.f);
-  p = fma_(p, x, 0.5f);
-  return fma_(p * x, x, x);
-}
-
 // A series where exp(x) - 1 would cancel.
 FL_INLINE float expm1_(float x) { return __builtin_fabsf(x) < 0.5f ? expm1_near_zero(x) : exp_(x) - 1.f; }
 
@@ -121,18 +152,7 @@ FL_INLINE float log_(float x) {
   const int32_t e = static_cast<int32_t>(u - 0x3f3504f3u) >> 23;
   const float exponent = static_cast<float>(e) - (denormal ? 23.f : 0.f);
   const float f = bits<float>(u - (static_cast<uint32_t>(e) << 23)) - 1.f;
-  float p = 7.0376836292e-2f;
-  p = fma_(p, f, -1.1514610310e-1f);
-  p = fma_(p, f, 1.1676998740e-1f);
-  p = fma_(p, f, -1.2420140846e-1f);
-  p = fma_(p, f, 1.4249322787e-1f);
-  p = fma_(p, f, -1.6668057665e-1f);
-  p = fma_(p, f, 2.0000714765e-1f);
-  p = fma_(p, f, -2.4999993993e-1f);
-  p = fma_(p, f, 3.3333331174e-1f);
-  const float square = f * f;
-  const float tail = fma_(p * f, square, fma_(exponent, -2.12194440e-4f, -0.5f * square));
-  float result = fma_(exponent, 0.693359375f, f + tail);
+  float result = log_of_parts(f, exponent);
   const float infinity = std::numeric_limits<float>::infinity();
   result = x == infinity ? infinity : result;
   result = x == 0.f ? -infinity : result;
@@ -191,3 +211,14 @@ FL_INLINE double abs_(double x) { return __builtin_fabs(x); }
 FL_INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
 
 #endif
+
+// log(u) for a normal u of at most 1. below is u - 1, and keeps its digits where u has none left for them. NaN
+// stays NaN.
+FL_INLINE float log_below_one(float u, float below) {
+  const float root_of_half = 0.70710677f;
+  const uint32_t pattern = bits<uint32_t>(u);
+  const int32_t e = static_cast<int32_t>(pattern - 0x3f3504f3u) >> 23;  // 0 from the root on
+  const float f = bits<float>(pattern - (static_cast<uint32_t>(e) << 23)) - 1.f;
+  return log_of_parts(u < root_of_half ? f : below, static_cast<float>(e));
+}
+FL_INLINE double log_below_one(double u, double below) { return u < 0.7 ? log_(u) : log1p_(below); }

@@ -22,10 +22,8 @@ PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
     const A *s_part = s + start, *t_part = t + start;
     FL_ELEMENTWISE
     for (int64_t i = 0; i < count; ++i) {
-      const Shares<A> c = shares_of(row, s_part[i], t_part[i]);
-      values[i] = F::value(c, row.beta);
-      of_student[i] = F::of_student(c, row.beta);
-      of_teacher[i] = F::of_teacher(c, row.beta);
+      const Terms<A> terms = F::terms(shares_of(row, s_part[i], t_part[i]), row.beta);
+      values[i] = terms.value, of_student[i] = terms.of_student, of_teacher[i] = terms.of_teacher;
     }
     sums.value += row_sum(values, count);
     sums.of_student += row_sum(of_student, count), sums.of_teacher += row_sum(of_teacher, count);
@@ -40,9 +38,9 @@ void pair_gradient(const A* s, const A* t, const PairRow<A>& row, A k, A total, 
   for (int64_t i = 0; i < n; ++i) {
     const Shares<A> c = shares_of(row, s[i], t[i]);
     if constexpr (kOfStudent) {
-      out[i] = k * fma_(-c.s, total, F::of_student(c, row.beta));
+      out[i] = k * fma_(-c.s, total, F::terms(c, row.beta).of_student);
     } else {
-      out[i] = k * fma_(-c.t, total, F::of_teacher(c, row.beta));
+      out[i] = k * fma_(-c.t, total, F::terms(c, row.beta).of_teacher);
     }
   }
 }

@@ -22,6 +22,18 @@ struct CompensatedSum {
   FL_INLINE double total() const { return static_cast<double>(sum) - static_cast<double>(lost); }
 };
 
+// Divides by one number: its reciprocal in two parts, the first of them too small, so that infinity meets no
+// infinity of the other sign. By powers of two it divides exactly; else a last digit may differ, which is rare.
+template <class A>
+struct Divisor {
+  static constexpr A kTooSmall = A(1) - std::numeric_limits<A>::epsilon();
+  A high, low;
+
+  FL_INLINE explicit Divisor(A divisor)
+      : high(kTooSmall / divisor), low(fma_(-high, divisor, A(1)) / divisor) {}
+  FL_INLINE A operator()(A x) const { return fma_(x, high, x * low); }
+};
+
 struct PairSums {
   double value, of_student, of_teacher;
 
@@ -41,10 +53,14 @@ struct PairReader {
   using Way = AlongClasses<T, kThreads>;
   const DivergenceProblem<T>& p;
   int64_t student, teacher;  // where the rows start, in elements
+  Divisor<A> cooled;
   int64_t head;
 
   FL_INLINE PairReader(const DivergenceProblem<T>& problem, int64_t row)
-      : p(problem), student(row * p.student_stride), teacher(row * p.teacher_stride) {
+      : p(problem),
+        student(row * p.student_stride),
+        teacher(row * p.teacher_stride),
+        cooled(p.temperature) {
     const auto misaligned = misalignment(p.student, student);
     const int64_t skipped =
         misaligned == 0 ? 0 : static_cast<int64_t>((kWideAccess - misaligned) / sizeof(T));
@@ -68,12 +84,16 @@ struct PairReader {
     load(p.student + student + c, s);
     load(p.teacher + teacher + c, t);
 #pragma unroll
-    for (int k = 0; k < N; ++k) s[k] /= p.temperature, t[k] /= p.temperature;
+    for (int k = 0; k < N; ++k) s[k] = cooled(s[k]), t[k] = cooled(t[k]);
   }
 };
 
+// Blocks that a multiprocessor holds: what hides the latency of long chains of arithmetic.
+template <class T>
+constexpr int kDivergenceBlocks = sizeof(T) == 8 ? 2 : 3;
+
 template <class F, class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kDivergenceBlocks<T>)
     divergence_forward_kernel(const __grid_constant__ DivergenceProblem<T> p, Accumulate<T>* losses,
                               Accumulate<T>* statistics) {
   using A = Accumulate<T>;
@@ -98,9 +118,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const auto shares = Shares<A>::of(s[k], t[k], of_s.maximum, log_sum_s, of_t.maximum, log_sum_t);
-        value += F::value(shares, p.beta);
-        of_student.add(F::of_student(shares, p.beta));
-        of_teacher.add(F::of_teacher(shares, p.beta));
+        const auto terms = F::terms(shares, p.beta);
+        value += terms.value;
+        of_student.add(terms.of_student);
+        of_teacher.add(terms.of_teacher);
       }
     });
     const PairSums sums = block_reduce(PairSums{value, of_student.total(), of_teacher.total()});
@@ -116,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class F, class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kDivergenceBlocks<T>)
     divergence_backward_kernel(const __grid_constant__ DivergenceProblem<T> p,
                                const __grid_constant__ DivergenceGradient<T> g,
                                const Accumulate<T>* statistics) {
@@ -127,10 +148,21 @@ __global__ void __launch_bounds__(kThreads, 2)
     const A maximum_s = known(kStudentMaximum), log_sum_s = known(kStudentLogSum);
     const A maximum_t = known(kTeacherMaximum), log_sum_t = known(kTeacherLogSum);
     const A total_s = known(kStudentTotal), total_t = known(kTeacherTotal);
-    // A row that nobody asks for has a gradient of exactly 0, whatever its logits.
     const A upstream = load_one<A>(g.upstream, g.upstream_dtype, row), k = upstream / p.temperature;
     const int64_t to_s = row * g.student_stride, to_t = row * g.teacher_stride;
     const bool packs_s = reader.agrees_with(g.student, to_s), packs_t = reader.agrees_with(g.teacher, to_t);
+    const auto store_both = [&](int64_t c, const auto& s, const auto& t) {
+      if (g.student != nullptr) store_pack(s, g.student + to_s + c, packs_s);
+      if (g.teacher != nullptr) store_pack(t, g.teacher + to_t + c, packs_t);
+    };
+    if (upstream == A(0)) {
+      // A row that nobody asks for has a gradient of exactly 0, whatever its logits.
+      reader.for_each([&](int64_t c, auto width) {
+        const A zeros[decltype(width)::value] = {};
+        store_both(c, zeros, zeros);
+      });
+      continue;
+    }
     reader.for_each([&](int64_t c, auto width) {
       constexpr int N = decltype(width)::value;
       A s[N], t[N];
@@ -138,11 +170,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const auto shares = Shares<A>::of(s[j], t[j], maximum_s, log_sum_s, maximum_t, log_sum_t);
-        s[j] = upstream == A(0) ? A(0) : k * (F::of_student(shares, p.beta) - shares.s * total_s);
-        t[j] = upstream == A(0) ? A(0) : k * (F::of_teacher(shares, p.beta) - shares.t * total_t);
+        const auto terms = F::terms(shares, p.beta);
+        s[j] = k * (terms.of_student - shares.s * total_s);
+        t[j] = k * (terms.of_teacher - shares.t * total_t);
       }
-      if (g.student != nullptr) store_pack(s, g.student + to_s + c, packs_s);
-      if (g.teacher != nullptr) store_pack(t, g.teacher + to_t + c, packs_t);
+      store_both(c, s, t);
     });
   }
 }

@@ -13,12 +13,23 @@ struct Shares {
   }
 };
 
-// Each has a class's value, and p times the value's derivative with respect to p, for the student's p and the
-// teacher's. Constants that a sum over classes cancels are left out. p log p is 0 at p = 0. beta is the
-// teacher's weight in a mixture.
+// A class's value, and p times the value's derivative with respect to p, for the student's p and the teacher's.
+// Constants that a sum over classes cancels are left out.
+template <class A>
+struct Terms {
+  A value, of_student, of_teacher;
+};
+
+// p log p is 0 at p = 0.
 template <class A>
 FL_INLINE A times_log(A p, A log_ratio) {
   return p == A(0) ? A(0) : p * log_ratio;
+}
+
+// exp(x) - 1 for x <= 0.
+template <class A>
+FL_INLINE A expm1_nonpositive(A x, A exp_x) {
+  return x > A(-0.5) ? expm1_near_zero(x) : exp_x - A(1);
 }
 
 // What both totals are, given their sums over classes; some are known beforehand.
@@ -33,22 +44,16 @@ struct TotalsAreSums {
   }
 };
 
+// Each has a class's terms. beta is the teacher's weight in a mixture.
 struct ForwardKL : TotalsAreSums {
   template <class A>
   FL_INLINE static A student_total(A sum) {
     return sum == sum ? A(-1) : sum;
   }
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, A) {
-    return times_log(c.t, c.log_t - c.log_s);
-  }
-  template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, A) {
-    return -c.t;
-  }
-  template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, A beta) {
-    return value(c, beta);
+  FL_INLINE static Terms<A> terms(const Shares<A>& c, A) {
+    const A value = times_log(c.t, c.log_t - c.log_s);
+    return {value, -c.t, value};
   }
 };
 
@@ -58,68 +63,37 @@ struct ReverseKL : TotalsAreSums {
     return sum == sum ? A(-1) : sum;
   }
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, A) {
-    return times_log(c.s, c.log_s - c.log_t);
-  }
-  template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, A beta) {
-    return value(c, beta);
-  }
-  template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, A) {
-    return -c.s;
+  FL_INLINE static Terms<A> terms(const Shares<A>& c, A) {
+    const A value = times_log(c.s, c.log_s - c.log_t);
+    return {value, value, -c.s};
   }
 };
 
 // Of both to their mixture m = beta t + (1 - beta) s.
 struct JensenShannon : TotalsAreSums {
-  // log(s / m) and log(t / m), from the difference of the logarithms alone: exact where both underflow, and
-  // where both are near 1.
   template <class A>
-  struct Ratios {
-    A of_student, of_teacher;
-  };
-  template <class A>
-  FL_INLINE static Ratios<A> ratios(const Shares<A>& c, A beta) {
-    const A difference = c.log_s - c.log_t, smaller = -abs_(difference);
+  FL_INLINE static Terms<A> terms(const Shares<A>& c, A beta) {
+    // log(s / m) and log(t / m), from the difference of the logarithms alone: exact where both underflow, and
+    // where both are near 1.
+    const A difference = c.log_s - c.log_t, smaller = -abs_(difference), ratio = exp_nonpositive(smaller);
     const bool student_is_larger = difference > A(0);
     const A own = student_is_larger ? A(1) - beta : beta, other = student_is_larger ? beta : A(1) - beta;
-    // log(m / larger) = log(own + other exp(smaller)); near 1 as a log1p, for 1 must not hide the rest
-    const bool is_near = smaller > A(-0.5);
-    const A below = other * expm1_near_zero(smaller), near = A(1) + below;
-    const A log_u = log_(is_near ? near : fma_(other, exp_nonpositive(smaller), own));
-    const A log1p_below = near == A(1) ? below : log_u * (below / (near - A(1)));
-    const A log_m = is_near ? log1p_below : log_u;
-    const A of_larger = -log_m, of_smaller = smaller - log_m;
-    return {student_is_larger ? of_larger : of_smaller, student_is_larger ? of_smaller : of_larger};
-  }
-  template <class A>
-  FL_INLINE static A value(const Shares<A>& c, A beta) {
-    return of_teacher(c, beta) + of_student(c, beta);
-  }
-  template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, A beta) {
-    return (A(1) - beta) * times_log(c.s, ratios(c, beta).of_student);
-  }
-  template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, A beta) {
-    return beta * times_log(c.t, ratios(c, beta).of_teacher);
+    const A below = other * expm1_nonpositive(smaller, ratio);
+    const A of_larger = -log_below_one(fma_(other, ratio, own), below), of_smaller = smaller + of_larger;
+    const A log_s_m = student_is_larger ? of_larger : of_smaller;
+    const A log_t_m = student_is_larger ? of_smaller : of_larger;
+    const A of_student = (A(1) - beta) * times_log(c.s, log_s_m), of_teacher = beta * times_log(c.t, log_t_m);
+    return {of_teacher + of_student, of_student, of_teacher};
   }
 };
 
 struct TotalVariation : TotalsAreSums {
   template <class A>
-  FL_INLINE static A value(const Shares<A>& c, A) {
+  FL_INLINE static Terms<A> terms(const Shares<A>& c, A) {
+    const A sign = c.s > c.t ? A(0.5) : c.s < c.t ? A(-0.5) : A(0);
     // larger - smaller = larger (1 - exp(their logarithms' difference)), where both are near 1, too
-    const A larger = c.s > c.t ? c.s : c.t;
-    return A(0.5) * times_log(larger, -expm1_(-abs_(c.log_s - c.log_t)));
-  }
-  template <class A>
-  FL_INLINE static A of_student(const Shares<A>& c, A) {
-    return A(0.5) * c.s * (c.s > c.t ? A(1) : c.s < c.t ? A(-1) : A(0));
-  }
-  template <class A>
-  FL_INLINE static A of_teacher(const Shares<A>& c, A) {
-    return A(0.5) * c.t * (c.t > c.s ? A(1) : c.t < c.s ? A(-1) : A(0));
+    const A smaller = -abs_(c.log_s - c.log_t), larger = c.s > c.t ? c.s : c.t;
+    const A apart = -expm1_nonpositive(smaller, exp_nonpositive(smaller));
+    return {A(0.5) * times_log(larger, apart), c.s * sign, -c.t * sign};
   }
 };

@@ -29,6 +29,7 @@ FLAGS = [
     "-fno-strict-aliasing",
     "-fno-sanitize-recover=all",
     "-Wno-unknown-pragmas",
+    "-DFL_TARGET_HAS_FMA",  # every GPU has it
     f"-I{HERE / 'include'}",
     f"-I{Path(torch.__file__).parent / 'include'}",
 ]

@@ -67,9 +67,9 @@ FL_INLINE float log_of_parts(float f, float exponent) {
 #ifdef __CUDACC__
 
 FL_INLINE float exp_(float x) { return expf(x); }
-// exp for x <= 0 in four instructions: 2^t with t below x / log(2), times 1 + d for what t is too small by. With
-// log2(e) rounded up, d >= 0; it saturates, which makes 0 of the NaN that -inf gives. Right to 2^-22 + |x| 2^-28,
-// below the smallest normal number 0; NaN stays NaN, and exp(0) is 1.
+// exp for x <= 0 in four instructions: 2^t with t below x / log(2), times 1 + d for what t is too small by.
+// With log2(e) rounded up, d >= 0; it saturates, which makes 0 of the NaN that -inf gives. Right to 2^-22 +
+// |x| 2^-28, below the smallest normal number 0; NaN stays NaN, and exp(0) is 1.
 FL_INLINE float exp_nonpositive(float x) {
   const float t = __fmul_rd(x, 1.44269514f);
   const float d = __saturatef(fmaf(t, -0.693147182f, x));
@@ -212,8 +212,8 @@ FL_INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
 
 #endif
 
-// log(u) for a normal u of at most 1. below is u - 1, and keeps its digits where u has none left for them. NaN
-// stays NaN.
+// log(u) for a normal u of at most 1. below is u - 1, and keeps its digits where u has none left for them.
+// NaN stays NaN.
 FL_INLINE float log_below_one(float u, float below) {
   const float root_of_half = 0.70710677f;
   const uint32_t pattern = bits<uint32_t>(u);

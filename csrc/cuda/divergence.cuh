@@ -23,7 +23,8 @@ struct CompensatedSum {
 };
 
 // Divides by one number: its reciprocal in two parts, the first of them too small, so that infinity meets no
-// infinity of the other sign. By powers of two it divides exactly; else a last digit may differ, which is rare.
+// infinity of the other sign. By powers of two it divides exactly; else a last digit may differ, which is
+// rare.
 template <class A>
 struct Divisor {
   static constexpr A kTooSmall = A(1) - std::numeric_limits<A>::epsilon();
@@ -57,10 +58,7 @@ struct PairReader {
   int64_t head;
 
   FL_INLINE PairReader(const DivergenceProblem<T>& problem, int64_t row)
-      : p(problem),
-        student(row * p.student_stride),
-        teacher(row * p.teacher_stride),
-        cooled(p.temperature) {
+      : p(problem), student(row * p.student_stride), teacher(row * p.teacher_stride), cooled(p.temperature) {
     const auto misaligned = misalignment(p.student, student);
     const int64_t skipped =
         misaligned == 0 ? 0 : static_cast<int64_t>((kWideAccess - misaligned) / sizeof(T));

@@ -27,21 +27,36 @@ struct MomentSums {
     }
   }
   template <int N>
-  FL_INLINE void add(const A (&z)[N], const A (&f)[N], int64_t c) {
+  FL_INLINE void add(const A (&z)[N], int64_t c) {
     A largest = z[0];
 #pragma unroll
     for (int k = 1; k < N; ++k) largest = max_(largest, z[k]);
-    if (largest > sums.logits.maximum) first = kNowhere;
+    // Places come in ascending order: an equal maximum only counts where none was found yet.
+    if (largest > sums.logits.maximum || first == kNowhere) {
+#pragma unroll
+      for (int k = N - 1; k >= 0; --k) first = z[k] == largest ? c + k : first;
+    }
     raise(largest);
-    sums.add(z, f);
-    A part = 0;
+    A rest = 0, part = 0;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const A below = sums.logits.reference() - z[k], e = exp_nonpositive(-below);
+      const A is_top = below == A(0) ? A(1) : A(0);
+      sums.logits.top += is_top;
+      rest += e - is_top;
       part += e > A(0) ? e * below : A(0);
-      if (z[k] == sums.logits.maximum && c + k < first) first = c + k;
     }
+    sums.logits.rest += rest;
     moment += part;
+  }
+  // After the logits of the same classes.
+  template <int N>
+  FL_INLINE void add_factors(const A (&z)[N], const A (&f)[N]) {
+    A gap = 0, weight = 0;
+#pragma unroll
+    for (int k = 0; k < N; ++k) gap += f[k] * (sums.logits.reference() - z[k]), weight += f[k];
+    sums.gap += gap;
+    sums.weight += weight;
   }
   FL_INLINE void merge(MomentSums other) {
     if (other.sums.logits.maximum > sums.logits.maximum) {
@@ -81,10 +96,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     const FactorReader<T> reader(p, row, nullptr, {});
     auto sums = MomentSums<A>::none();
     reader.for_each([&](int64_t c, auto width) {
-      A z[decltype(width)::value], f[decltype(width)::value];
+      A z[decltype(width)::value];
       reader.logits(c, z);
+      sums.add(z, c);
+      if (p.class_weight == nullptr) return;
+      A f[decltype(width)::value];
       reader.factors(c, f);
-      sums.add(z, f, c);
+      sums.add_factors(z, f);
     });
     sums = RowWay<T>::reduce(sums);
     if (threadIdx.x != 0) continue;
@@ -93,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     statistics[kMaximum * p.rows + row] = logits.maximum;
     statistics[kLogSum * p.rows + row] = logits.log_sum();
     statistics[kLabelLogit * p.rows + row] = is_in_block(p, label) ? reader.logit(label) : A(0);
-    statistics[kGap * p.rows + row] = p.class_weight == nullptr ? A(0) : sums.sums.gap;
+    statistics[kGap * p.rows + row] = sums.sums.gap;
     statistics[kMoment * p.rows + row] = sums.moment / (logits.top + logits.rest);
     prediction[row] = sums.first < p.classes ? sums.first : 0;
   }
@@ -114,10 +132,28 @@ struct RowCoefficients {
   FL_INLINE bool are_zero() const {
     return excess == A(0) && label == A(0) && entropy == A(0) && share == A(0);
   }
-  FL_INLINE A gradient(const RowStats<A>& stats, A z, bool is_label) const {
-    const A p = stats.probability(z), log_p = -stats.minus_log_probability(z);
-    const A of_entropy = p > A(0) ? entropy * log_p : A(0);
-    return p * (excess + of_entropy) + label * (is_label ? expm1_(log_p) : p);
+  FL_INLINE A with_entropy(A p, A log_p) const { return p * (excess + (p > A(0) ? entropy * log_p : A(0))); }
+  FL_INLINE A of_others(const RowStats<A>& stats, A z) const {
+    const A log_p = (z - stats.maximum) - stats.log_sum, p = exp_nonpositive(log_p);
+    return with_entropy(p, log_p) + label * p;
+  }
+  FL_INLINE A of_label(const RowStats<A>& stats, A z) const {
+    const A log_p = (z - stats.maximum) - stats.log_sum;
+    return with_entropy(exp_nonpositive(log_p), log_p) + label * expm1_(log_p);
+  }
+  // Compares rather than indexes, so that the arrays stay in registers.
+  template <int N>
+  FL_INLINE void of_pack(const RowStats<A>& stats, const A (&z)[N], int64_t label_place,
+                         A (&gradient)[N]) const {
+#pragma unroll
+    for (int j = 0; j < N; ++j) gradient[j] = of_others(stats, z[j]);
+    if (label_place < 0 || label_place >= N) return;
+    A z_label = z[0];
+#pragma unroll
+    for (int j = 1; j < N; ++j) z_label = j == label_place ? z[j] : z_label;
+    const A value = of_label(stats, z_label);
+#pragma unroll
+    for (int j = 0; j < N; ++j) gradient[j] = j == label_place ? value : gradient[j];
   }
 };
 
@@ -130,19 +166,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     const FactorReader<T> reader(p, row, out, p.logits_layout);
     const RowCoefficients<T> k(coefficients, p.rows, row);
     const RowStats<A> stats{statistics[kMaximum * p.rows + row], statistics[kLogSum * p.rows + row]};
-    const int64_t label = is_in_block(p, p.labels[row]) ? p.labels[row] : -1;
+    const int64_t label = is_in_block(p, p.labels[row]) ? p.labels[row] : kNowhere;
     const bool is_zero = k.are_zero();
     reader.for_each([&](int64_t c, auto width) {
       constexpr int N = decltype(width)::value;
       A gradient[N] = {};
       if (!is_zero) {
-        A z[N], f[N];
+        A z[N];
         reader.logits(c, z);
-        reader.factors(c, f);
+        k.of_pack(stats, z, label - c, gradient);
+        if (p.class_weight != nullptr) {
+          A f[N];
+          reader.factors(c, f);
 #pragma unroll
-        for (int j = 0; j < N; ++j) {
-          gradient[j] = k.gradient(stats, z[j], c + j == label);
-          if (p.class_weight != nullptr) gradient[j] -= k.share * f[j];
+          for (int j = 0; j < N; ++j) gradient[j] -= k.share * f[j];
         }
         if (p.transforms) {
           const LogitTransform<A> transform{p.softcap, p.temperature};

@@ -13,8 +13,8 @@ struct Shares {
   }
 };
 
-// A class's value, and p times the value's derivative with respect to p, for the student's p and the teacher's.
-// Constants that a sum over classes cancels are left out.
+// A class's value, and p times the value's derivative with respect to p, for the student's p and the
+// teacher's. Constants that a sum over classes cancels are left out.
 template <class A>
 struct Terms {
   A value, of_student, of_teacher;

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .numerics import expm1, log1p
+from .numerics import expm1_near_zero, log1p, log_below_one, over
 
 
 @triton.jit
@@ -13,17 +13,20 @@ def times_log(p, log_ratio):
 
 
 @triton.jit
+def expm1_nonpositive(x, exp_x):
+    return tl.where(x > -0.5, expm1_near_zero(x), exp_x - 1.0)
+
+
+@triton.jit
 def log_ratios(log_s, log_t, beta):
     """log(s / m) and log(t / m) for m = beta t + (1 - beta) s, exact where both underflow and where both are near 1."""
     difference = log_s - log_t
     smaller = -tl.abs(difference)
+    ratio = tl.exp(smaller)
     own, other = tl.where(difference > 0, 1.0 - beta, beta), tl.where(difference > 0, beta, 1.0 - beta)
-    # log(m / larger) = log(own + other exp(smaller)); near 1 as a log1p, for 1 must not hide the rest
-    far = tl.log(own + other * tl.exp(smaller))
-    log_m = tl.where(smaller > -0.5, log1p(other * expm1(smaller)), far)
-    of_student = tl.where(difference > 0, 0.0, smaller) - log_m
-    of_teacher = tl.where(difference > 0, smaller, 0.0) - log_m
-    return of_student, of_teacher
+    of_larger = -log_below_one(own + other * ratio, other * expm1_nonpositive(smaller, ratio))
+    of_smaller = smaller + of_larger
+    return tl.where(difference > 0, of_larger, of_smaller), tl.where(difference > 0, of_smaller, of_larger)
 
 
 @triton.jit
@@ -45,12 +48,13 @@ def terms(log_s, log_t, beta, DIVERGENCE: tl.constexpr):
         tl.static_assert(DIVERGENCE == "tvd", "there is no such divergence")
         sign = tl.where(s > t, 0.5, tl.where(s < t, -0.5, 0.0))
         # larger - smaller = larger (1 - exp(their logarithms' difference)), where both are near 1, too
-        value = 0.5 * times_log(tl.maximum(s, t), -expm1(-tl.abs(log_s - log_t)))
+        smaller = -tl.abs(log_s - log_t)
+        value = 0.5 * times_log(tl.maximum(s, t), -expm1_nonpositive(smaller, tl.exp(smaller)))
         return value, s * sign, -t * sign
 
 
 @triton.jit
-def log_sum_kernel_body(logits, classes, temperature, accumulate: tl.constexpr, BLOCK: tl.constexpr):
+def log_sum_of_row(logits, classes, temperature, accumulate: tl.constexpr, BLOCK: tl.constexpr):
     """The maximum of a row and the logarithm of its sum of exponentials."""
     maximum = tl.full((), float("-inf"), accumulate)
     top = tl.zeros((), accumulate)
@@ -58,7 +62,7 @@ def log_sum_kernel_body(logits, classes, temperature, accumulate: tl.constexpr, 
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
         x = tl.load(logits + columns, mask=columns < classes, other=float("-inf")).to(accumulate)
-        z = x / temperature
+        z = over(x, temperature)
         larger = tl.maximum(maximum, tl.max(z, axis=0))
         reference = tl.where(larger == float("-inf"), 0.0, larger)
         grown = larger > maximum
@@ -69,6 +73,21 @@ def log_sum_kernel_body(logits, classes, temperature, accumulate: tl.constexpr, 
         rest += tl.sum(tl.exp(z - reference) - is_top, axis=0)
         maximum = larger
     return maximum, tl.where(maximum == float("-inf"), float("nan"), log1p(rest + (top - 1.0)))
+
+
+@triton.jit
+def add_to(total, lost, value, COMPENSATED: tl.constexpr):
+    """A sum, and what its additions rounded away: total - lost is nearly exact."""
+    if not COMPENSATED:
+        return total + value, lost
+    corrected = value - lost
+    larger = total + corrected
+    return larger, (larger - total) - corrected
+
+
+@triton.jit
+def sum_of(total, lost, COMPENSATED: tl.constexpr):
+    return tl.sum(total.to(tl.float64) - lost.to(tl.float64)) if COMPENSATED else tl.sum(total)
 
 
 @triton.jit
@@ -91,24 +110,28 @@ def forward_kernel(
     beta, temperature = tl.cast(beta, accumulate), tl.cast(temperature, accumulate)
     row = tl.program_id(0).to(tl.int64)
     of_s, of_t = student + row * stride_student, teacher + row * stride_teacher
-    maximum_s, log_sum_s = log_sum_kernel_body(of_s, classes, temperature, accumulate, BLOCK)
-    maximum_t, log_sum_t = log_sum_kernel_body(of_t, classes, temperature, accumulate, BLOCK)
-    loss = tl.zeros((), accumulate)
+    # Of one row rather than two, and so in blocks of twice as many classes.
+    maximum_s, log_sum_s = log_sum_of_row(of_s, classes, temperature, accumulate, 2 * BLOCK)
+    maximum_t, log_sum_t = log_sum_of_row(of_t, classes, temperature, accumulate, 2 * BLOCK)
     # Where one class has nearly everything, its gradient is the difference of a total and nearly the same.
-    precise: tl.constexpr = tl.float32 if student.dtype.element_ty.primitive_bitwidth < 32 else tl.float64
-    total_s = tl.zeros((), precise)
-    total_t = tl.zeros((), precise)
+    COMPENSATED: tl.constexpr = student.dtype.element_ty.primitive_bitwidth >= 32
+    loss = tl.zeros((BLOCK,), accumulate)
+    total_s, lost_s = tl.zeros((BLOCK,), accumulate), tl.zeros((BLOCK,), accumulate)
+    total_t, lost_t = tl.zeros((BLOCK,), accumulate), tl.zeros((BLOCK,), accumulate)
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = columns < classes
-        z_s = tl.load(of_s + columns, mask=mask, other=0.0).to(accumulate) / temperature
-        z_t = tl.load(of_t + columns, mask=mask, other=0.0).to(accumulate) / temperature
+        z_s = over(tl.load(of_s + columns, mask=mask, other=0.0).to(accumulate), temperature)
+        z_t = over(tl.load(of_t + columns, mask=mask, other=0.0).to(accumulate), temperature)
         log_s = (z_s - maximum_s) - log_sum_s
         log_t = (z_t - maximum_t) - log_sum_t
         value, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
-        loss += tl.sum(tl.where(mask, value, 0.0), axis=0)
-        total_s += tl.sum(tl.where(mask, of_student, 0.0).to(precise), axis=0)
-        total_t += tl.sum(tl.where(mask, of_teacher, 0.0).to(precise), axis=0)
+        loss += tl.where(mask, value, 0.0)
+        total_s, lost_s = add_to(total_s, lost_s, tl.where(mask, of_student, 0.0), COMPENSATED)
+        total_t, lost_t = add_to(total_t, lost_t, tl.where(mask, of_teacher, 0.0), COMPENSATED)
+    loss = tl.sum(loss)
+    total_s = sum_of(total_s, lost_s, COMPENSATED)
+    total_t = sum_of(total_t, lost_t, COMPENSATED)
     # Known beforehand, but for a NaN, which must stay.
     if DIVERGENCE == "forward_kl":
         total_s = tl.where(total_s == total_s, -1.0, total_s)
@@ -156,8 +179,8 @@ def backward_kernel(
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = columns < classes
-        z_s = tl.load(student + row * stride_student + columns, mask=mask, other=0.0).to(accumulate) / temperature
-        z_t = tl.load(teacher + row * stride_teacher + columns, mask=mask, other=0.0).to(accumulate) / temperature
+        z_s = over(tl.load(student + row * stride_student + columns, mask=mask, other=0.0).to(accumulate), temperature)
+        z_t = over(tl.load(teacher + row * stride_teacher + columns, mask=mask, other=0.0).to(accumulate), temperature)
         log_s = (z_s - maximum_s) - log_sum_s
         log_t = (z_t - maximum_t) - log_sum_t
         _, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
@@ -175,13 +198,12 @@ def backward_kernel(
 
 def arguments_of(divergence, beta, temperature, student):
     """The numbers and constants that both kernels share."""
-    block = min(4096, triton.next_power_of_2(max(1, student.shape[1])))
+    block = min(1024, triton.next_power_of_2(max(1, student.shape[1])))
     numbers = beta, temperature
     constants = {
         "DIVERGENCE": divergence,
         "WIDE": student.dtype == torch.float64,
         "BLOCK": block,
-        "num_warps": 8 if block >= 2048 else 4,
     }
     return numbers, constants
 

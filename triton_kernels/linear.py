@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .numerics import expm1, log1p
+from .numerics import expm1, log1p, over
 from .softmax import transform
 
 
@@ -117,9 +117,9 @@ def gradient_kernel(
         result += of_label * tl.where(columns == label, expm1(log_p), p)
         if HAS_FACTORS:
             result -= share * tl.load(factors + columns, mask=mask, other=0.0)
-        result = result / temperature
+        result = over(result, temperature)
         if SOFTCAP:
-            capped = z * temperature / softcap
+            capped = over(z * temperature, softcap)
             result *= 1.0 - capped * capped
         result = tl.where(is_zero, 0.0, result)
         tl.store(logits + row * stride_row + columns, result.to(logits.dtype.element_ty), mask=mask)

@@ -10,15 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .numerics import expm1, log1p, tanh
+from .numerics import expm1, log1p, over, tanh
 from .sums import SUM_BLOCK, few_sums
 
 
 @triton.jit
 def transform(x, softcap, temperature, SOFTCAP: tl.constexpr):
     if SOFTCAP:
-        x = softcap * tanh(x / softcap)
-    return x / temperature
+        x = softcap * tanh(over(x, softcap))
+    return over(x, temperature)
 
 
 @triton.jit
@@ -263,9 +263,9 @@ def backward_kernel(
                     target, weight, target_offsets, columns, target_class, mask, classes, smoothing, accumulate,
                     LABELS, HAS_WEIGHT,
                 )  # fmt: skip
-            result = tl.where(ignored[:, None], 0.0, result / temperature)
+            result = tl.where(ignored[:, None], 0.0, over(result, temperature))
             if SOFTCAP:
-                capped = z * temperature / softcap
+                capped = over(z * temperature, softcap)
                 result *= tl.where(ignored[:, None], 0.0, 1.0 - capped * capped)
                 result = tl.where(ignored[:, None], 0.0, result)
         place = out + out_offsets[:, None] + columns[None, :] * out_class

@@ -188,7 +188,13 @@ FAULTS = {
         WRONG,
     ),
     "a later place of the maximum": ("linear", LINEAR, "other.first < first", "other.first > first", WRONG),
-    "a label's gradient for everybody": ("linear", LINEAR, "c + j == label", "c + j >= label", WRONG),
+    "a label's gradient for everybody": (
+        "linear",
+        LINEAR,
+        "j == label_place ? value",
+        "j >= label_place ? value",
+        WRONG,
+    ),
     "an entropy without its logarithm": (
         "linear",
         LINEAR,

@@ -264,7 +264,7 @@ def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) ->
 
 
 def _form(kernel: Kernel, shapes: Shapes) -> tuple[bool, ...]:
-    few = _points(kernel.outer, shapes) < FEW_COLUMNS
+    few = points(kernel.outer, shapes) < FEW_COLUMNS
     return tuple(_is_in_rows(part, shapes) for part in (kernel.split if kernel.split and few else (kernel,)))
 
 
@@ -272,11 +272,11 @@ def _is_in_rows(kernel: Kernel, shapes: Shapes) -> bool:
     """Whether lanes run along the inner axes: of long rows, where those are what is adjacent in memory."""
     if not kernel.outer:
         return True
-    longest = max(_points(loop.inner, shapes) for loop in kernel.loops)
+    longest = max(points(loop.inner, shapes) for loop in kernel.loops)
     return longest >= SHORT_ROW and memory_order(kernel.stages)[-1] not in kernel.outer
 
 
-def _points(axes: Iterable[Axis], shapes: Shapes) -> int:
+def points(axes: Iterable[Axis], shapes: Shapes) -> int:
     return math.prod(evaluate(axis.extent, shapes, {}) for axis in axes)
 
 

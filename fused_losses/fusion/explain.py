@@ -13,12 +13,9 @@ from .schedule import Kernel
 from .served import Served
 from .sizes import Shapes
 from .traffic import Traffic, bytes_of, computes, least, traffic
-from .triton.source import source_of as triton_source
+from .triton.source import text_of as triton_text
 
-TEXTS: dict[str, Callable[[Program, Shapes], str]] = {
-    "cpp": cpp_text,
-    "triton": lambda program, shapes: triton_source(program).text,
-}
+TEXTS: dict[str, Callable[[Program, Shapes], str]] = {"cpp": cpp_text, "triton": triton_text}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,20 @@ class Step(Protocol):
         """Adds what it makes to the tensors."""
 
 
+class Kernels(Protocol):
+    """A program as kernels of a language."""
+
+    language: str
+    libraries: Libraries | None
+
+    def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[float] = ()) -> list[Tensor]:
+        """The outputs, in order.
+
+        Raises:
+            IndexError: if an index that the program reads is out of range, on the CPU.
+        """
+
+
 class Compiled:
     """A program as built kernels of a language, which run in steps."""
 
@@ -71,7 +85,7 @@ def reads_numbers(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def compile_program(program: Program, device: torch.device) -> Compiled:
+def compile_program(program: Program, device: torch.device) -> Kernels:
     """Kernels of a program for tensors on a device: C++ on the CPU, Triton on GPUs.
 
     Raises:
@@ -84,9 +98,9 @@ def compile_program(program: Program, device: torch.device) -> Compiled:
         reason = "they call CUDA's libdevice, which AMD GPUs do not have"
     if reason is not None:
         raise compiler.BuildError(f"there are no generated kernels for {device.type} tensors here: {reason}")
-    from .triton.runtime import in_triton  # imports Triton, which takes a while
+    from .triton.runtime import InTriton  # imports Triton, which takes a while
 
-    return in_triton(program)
+    return InTriton(program)
 
 
 def _in_cpp(program: Program) -> Compiled:

@@ -12,7 +12,7 @@ from .expressions import COMPUTED, literal, operation, typed
 from .numbers import Term
 from .reductions import REDUCTIONS
 from .spaces import LANE, ROW, STEP, Space, indented
-from .tiles import PART, PROGRAM, Nest, reduced
+from .tiles import PARTS, PROGRAM, Nest, reduced
 
 if TYPE_CHECKING:
     from .kernels import Writer
@@ -145,9 +145,9 @@ class NestWriter:
         buffer, numbers = identifier(name), self.of.numbers
         self.of.operands[name] = None
         start, by_axis = _strides(name, indices)
-        is_of_parts = PART in by_axis or PROGRAM in by_axis  # how many there are must not ask for another kernel
+        is_of_parts = not by_axis.keys().isdisjoint(PARTS)  # how many there are must not ask for another kernel
         moves = {
-            axis: numbers.name(tuple(terms), f"{buffer}_{axis}", is_of_parts and axis not in (PART, PROGRAM))
+            axis: numbers.name(tuple(terms), f"{buffer}_{axis}", is_of_parts and axis not in PARTS)
             for axis, terms in by_axis.items()
         }
         for space in {id(s): s for s in map(self.kinds.get, moves) if s is not None}.values():
@@ -230,7 +230,7 @@ class NestWriter:
     def _reduce(self, stage: Stage, value: str) -> None:
         name = identifier(stage.buffer.name)
         how = REDUCTIONS[stage.combine or ""]
-        adds_up = self.of.tile.shares == "rows" and not set(self.of.tile.rows) <= set(stage.axes)
+        adds_up = bool(self.of.tile.shares) and not set(self.of.tile.rows) <= set(stage.axes)
         place = self._place(stage) if how.is_place else ""
         start, update = how.lines(name, stage, value, self._full_mask(), self._shape(), place)
         (self.of.at_start if adds_up else self.begin).extend(start)

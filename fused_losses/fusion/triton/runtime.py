@@ -16,14 +16,11 @@ from .. import compiler
 from ..ir import Axis, Extern, Program, Stage
 from ..runtime import MOST_LAYOUTS, Compiled, Operator, number_of
 from ..schedule import product
+from . import blocks
+from .blocks import quotient
 from .numbers import inputs_of, value_of
-from .source import Launch, source_of
-from .tiles import PART, PROGRAM, Tile
-
-BLOCK = 1024  # elements of a block, but for long rows
-LONG = 2048  # the most lanes
-ROWS = 64  # the most rows where they are what is adjacent in memory
-PROGRAMS = 1024  # that share a sum: a few waves on any GPU, always the same, so that sums are
+from .source import Launch, Source, Text
+from .tiles import PART, PROGRAM
 
 
 class Plan(NamedTuple):
@@ -35,17 +32,40 @@ class Plan(NamedTuple):
     constants: dict[str, Any]
 
 
-def in_triton(program: Program) -> Compiled:
-    """A program as Triton kernels, which Triton compiles when they are first launched.
+class InTriton:
+    """A program as Triton kernels, in the form that suits a call; Triton compiles those that are launched."""
 
-    Raises:
-        BuildError: if an operation has no form in Triton, or the cache cannot be trusted.
-    """
-    source = source_of(program)
-    functions = _module(source.text)
+    language, libraries = "Triton", None
+
+    def __init__(self, program: Program) -> None:
+        """
+        Raises:
+            BuildError: if an operation has no form in Triton, or the cache cannot be trusted.
+        """
+        self._program, self._source = program, Source(program)
+        self._names = [buffer.name for buffer in program.inputs]
+        self._built = {self._source.narrow: _compiled(program, self._source.of(self._source.narrow))}
+        self._chosen: dict[Any, Compiled] = {}  # by shapes
+
+    def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[float] = ()) -> list[Tensor]:
+        key = tuple([tensor.shape for tensor in inputs])
+        return (self._chosen.get(key) or self._choose(key))(inputs, parameters)
+
+    def _choose(self, key: Sequence[torch.Size]) -> Compiled:
+        forms = self._source.forms(dict(zip(self._names, key)))
+        if forms not in self._built:
+            self._built[forms] = _compiled(self._program, self._source.of(forms))
+        if len(self._chosen) >= MOST_LAYOUTS:
+            self._chosen.clear()
+        self._chosen[key] = compiled = self._built[forms]
+        return compiled
+
+
+def _compiled(program: Program, text: Text) -> Compiled:
+    functions = _module(text.text)
     steps = [
         Operator(step) if isinstance(step, Extern) else _Launcher(step, functions[step.name], program.parameters)
-        for step in source.steps
+        for step in text.steps
     ]
     return Compiled(program, "Triton", steps)
 
@@ -112,11 +132,11 @@ class _Planner:
         tile = launch.tile
         self.rows, self.batch = self._count(tile.rows), self._count(tile.batch)
         self.lanes = [self._count(nest.lanes) for nest in tile.nests]
-        self.block = block_of(tile, self.rows, max(self.lanes, default=1))
-        blocks = _quotient(self.rows, self.block[0])
-        shared = {"": 1, "rows": blocks, "lanes": _quotient(self.lanes[0], self.block[1])}[tile.shares]
-        others = {"": blocks, "rows": self.batch, "lanes": blocks}[tile.shares]
-        self.parts = max(1, min(shared, PROGRAMS // max(1, others)))
+        self.block = blocks.block_of(tile, self.rows, max(self.lanes, default=1))
+        along_rows = quotient(self.rows, self.block[0])
+        shared = {"": 1, "rows": along_rows, "lanes": quotient(self.lanes[0], self.block[1])}[tile.shares]
+        others = {"": along_rows, "rows": self.batch, "lanes": along_rows}[tile.shares]
+        self.parts = max(1, min(shared, blocks.PROGRAMS // max(1, others)))
         self.programs = others * self.parts
         own = {PART: self.parts, PROGRAM: self.programs}
         stages = {stage.buffer.name: stage for stage in tile.stages}
@@ -141,7 +161,7 @@ class _Planner:
         for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
             if is_there:
                 constants[name] = size
-        constants["num_warps"] = 8 if self.block[0] * self.block[1] >= LONG else 4
+        constants["num_warps"] = 8 if self.block[0] * self.block[1] > blocks.BLOCK else 4
         constants["enable_fp_fusion"] = False  # x * x - y * y is 0 for equal x and y
         return Plan(self.shapes, [*numbers, *([self.parts] if tile.shares else [])], (self.programs,), constants)
 
@@ -156,23 +176,3 @@ class _Planner:
             if any(outer != inner * size for (outer, _), (inner, size) in pairwise(moving)):
                 return False
         return True
-
-
-def block_of(tile: Tile, rows: int, lanes: int) -> tuple[int, int]:
-    """Rows and lanes of a block: long along what is adjacent in memory."""
-    if not tile.has_lanes or not tile.rows:
-        return (BLOCK, 1) if tile.rows else (1, BLOCK)
-    if tile.runs_along_lanes:
-        length = min(LONG, _power_of_two(lanes))
-        return min(max(1, BLOCK // length), _power_of_two(rows)), length
-    height = min(ROWS, _power_of_two(rows))
-    return height, min(BLOCK // height, _power_of_two(lanes))
-
-
-def _quotient(count: int, block: int) -> int:
-    return -(-count // block)
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest that is not less."""
-    return 1 << max(0, count - 1).bit_length()

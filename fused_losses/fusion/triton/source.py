@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..cpp import needed
 from ..expressions import identifier
 from ..ir import TWO, WIDE, Axis, Buffer, Extern, Program, Stage
+from ..schedule import Kernel
+from ..sizes import Shapes
+from .blocks import is_wide
 from .kernels import Space, Writer, indented
 from .numbers import Linear
-from .tiles import Tile, tiles
+from .tiles import Tile, merged, scheduled, tiles
+from .wide import has_wide_form, wide_tiles
 
 HEAD = '''"""Kernels of a fused loss, generated."""
 
@@ -22,6 +26,7 @@ from fused_losses.triton_kernels import fusion as fl
 '''
 
 
+Forms = tuple[bool, ...]  # for each kernel that has two forms, whether its rows are shared out
 Flat = tuple[str, tuple[Axis, ...], tuple[tuple[int | None, ...], ...]]  # name, axes, views as places of numbers
 
 
@@ -39,19 +44,52 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Source:
+class Text:
     """The text, and the launches and externs that make the program."""
 
     text: str
     steps: tuple[Launch | Extern, ...]
 
 
-def source_of(program: Program) -> Source:
-    """
-    Raises:
-        BuildError: where an operation has no form in Triton.
-    """
-    planned = tiles(program)
+class Source:
+    """The source of a program in each of its forms."""
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._steps = program, scheduled(program)
+        kernels = [step for step in self._steps if isinstance(step, Kernel)]
+        self._formed = [kernel for kernel in kernels if has_wide_form(kernel)]
+
+    def forms(self, shapes: Shapes) -> Forms:
+        """What suits inputs of some shapes."""
+        return tuple(is_wide(kernel, shapes) for kernel in self._formed)
+
+    @property
+    def narrow(self) -> Forms:
+        return (False,) * len(self._formed)
+
+    def of(self, forms: Forms) -> Text:
+        """
+        Raises:
+            BuildError: where an operation has no form in Triton.
+        """
+        return _text(self._program, merged(self._tiles(forms)))
+
+    def _tiles(self, forms: Forms) -> Iterator[Tile | Extern]:
+        wide = [kernel for kernel, is_wide in zip(self._formed, forms) if is_wide]
+        for step in self._steps:
+            if isinstance(step, Extern):
+                yield step
+            else:
+                yield from wide_tiles(step) if step in wide else tiles(step)
+
+
+def text_of(program: Program, shapes: Shapes) -> str:
+    """The source of a program for inputs of some shapes."""
+    source = Source(program)
+    return source.of(source.forms(shapes)).text
+
+
+def _text(program: Program, planned: Sequence[Tile | Extern]) -> Text:
     exact = {*program.outputs, *(name for step in planned if isinstance(step, Extern) for name in needed(step))}
     stored = exact | _read_elsewhere(planned)
     sizes = {buffer.name: buffer.sizes for buffer in program.inputs}
@@ -68,7 +106,7 @@ def source_of(program: Program) -> Source:
         made = [_buffer(stage, exact) for stage in step.stages if stage.buffer.name in writer.operands]
         texts.append("\n".join(_function(name, writer)))
         steps.append(_launch(name, writer, tuple(made)))
-    return Source("\n\n".join(texts) + "\n", tuple(steps))
+    return Text("\n\n".join(texts) + "\n", tuple(steps))
 
 
 def _buffer(stage: Stage, exact: set[str]) -> Buffer:

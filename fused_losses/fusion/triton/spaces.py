@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..ir import Axis
 from ..schedule import product
 from .numbers import Numbers
-from .tiles import PART, PROGRAM
+from .tiles import PARTS
 
 ROW, LANE, STEP = "row", "lane", "step"
 
@@ -24,7 +24,7 @@ class Space:
     keeps_axes: bool = False  # whether the place along an axis is itself looked at
 
     def extent(self, numbers: Numbers) -> str:
-        is_of_parts = any(axis.name in (PART, PROGRAM) for axis in self.axes)
+        is_of_parts = any(axis.name in PARTS for axis in self.axes)
         return numbers.size(product([axis.extent for axis in self.axes]), f"{self.name}_count", is_of_parts)
 
     def decoded(self, position: str, numbers: Numbers) -> list[str]:

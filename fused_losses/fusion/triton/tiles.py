@@ -7,14 +7,15 @@ parts in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..ir import ONE, WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
 from ..schedule import Kernel, Loop, memory_order, reads_itself, schedule
 
-PART, PROGRAM = "part", "each"  # axes of the parts: among programs with the same rows, and among all
+# Axes of the parts: among programs with the same rows, among all, and where they are joined.
+PARTS = PART, PROGRAM, PIECE = "part", "each", "piece"
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,25 @@ class Tile:
         return len(stage.values) == 1 and set(kept(stage)) == {*self.batch, *self.rows}
 
 
-def tiles(program: Program) -> list[Tile | Extern]:
-    """What runs, in order; scalars that follow the joining of parts are computed with it."""
-    result: list[Tile | Extern] = []
-    for step in schedule(_spread(program)):
-        for tile in [step] if isinstance(step, Extern) else _tiles(step):
-            last = result[-1] if result else None
-            if isinstance(last, Tile) and isinstance(tile, Tile) and _is_scalar(last) and _is_scalar(tile):
-                result[-1] = replace(last, nests=last.nests + tile.nests)
-            else:
-                result.append(tile)
-    return result
-
-
-def _spread(program: Program) -> Program:
-    """Sums whose terms say where they belong, as sums that look at every term for each place: their order is fixed."""
+def scheduled(program: Program) -> list[Kernel | Extern]:
+    """Kernels, where sums whose terms say where they belong look at every term for each place: their order is fixed."""
     steps = (
         step if isinstance(step, Extern) else replace(step, expression=spread(step.expression))
         for step in program.steps
     )
-    return replace(program, steps=tuple(steps))
+    return schedule(replace(program, steps=tuple(steps)))
+
+
+def merged(steps: Iterable[Tile | Extern]) -> list[Tile | Extern]:
+    """What runs, in order; scalars that follow the joining of parts are computed with it."""
+    result: list[Tile | Extern] = []
+    for step in steps:
+        last = result[-1] if result else None
+        if isinstance(last, Tile) and isinstance(step, Tile) and _is_scalar(last) and _is_scalar(step):
+            result[-1] = replace(last, nests=last.nests + step.nests)
+        else:
+            result.append(step)
+    return result
 
 
 def kept(stage: Stage) -> tuple[Axis, ...]:
@@ -98,15 +98,16 @@ def _is_scalar(tile: Tile) -> bool:
     return not tile.rows and not tile.batch and not tile.shares
 
 
-def _tiles(kernel: Kernel) -> Iterator[Tile]:
+def tiles(kernel: Kernel) -> Iterator[Tile]:
+    """The tiles of a kernel whose rows are many, or short: a program has the whole of a row."""
     apart = [stage for stage in kernel.stages if _is_apart(kernel, stage)]
     together = [stage for stage in kernel.stages if stage not in apart]
-    if together and len(_by_domain(together)) == 1 and reduced(together[0]) and not reads_itself(kernel.stages):
-        yield from _reduction(together)
+    if together and len(by_domain(together)) == 1 and reduced(together[0]) and not reads_itself(kernel.stages):
+        yield from reduction(together)
     elif together:
         yield from _together(kernel, together)
-    for stages in _by_domain(apart):
-        yield from _reduction(stages)
+    for stages in by_domain(apart):
+        yield from reduction(stages)
 
 
 def _is_apart(kernel: Kernel, stage: Stage) -> bool:
@@ -120,7 +121,7 @@ def _is_apart(kernel: Kernel, stage: Stage) -> bool:
     return not set(kept(stage)) <= set(kernel.batch) or stage.combine in ("argmax", "argmin")
 
 
-def _by_domain(stages: Sequence[Stage]) -> list[list[Stage]]:
+def by_domain(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Stages that keep and reduce the same axes."""
     groups: dict[tuple[frozenset[Axis], frozenset[Axis]], list[Stage]] = {}
     for stage in stages:
@@ -128,7 +129,7 @@ def _by_domain(stages: Sequence[Stage]) -> list[list[Stage]]:
     return list(groups.values())
 
 
-def _reduction(stages: Sequence[Stage]) -> Iterator[Tile]:
+def reduction(stages: Sequence[Stage]) -> Iterator[Tile]:
     """Rows are what is kept, lanes what is reduced, shared out to several programs where places are not asked for."""
     order = memory_order(stages)
     rows = tuple(axis for axis in order if axis in kept(stages[0]))
@@ -136,8 +137,8 @@ def _reduction(stages: Sequence[Stage]) -> Iterator[Tile]:
     if any(stage.combine in ("argmax", "argmin") for stage in stages):
         yield Tile(rows, (), (Nest(lanes, (), tuple(stages)),))
         return
-    yield Tile(rows, (), (Nest(lanes, (), tuple(_parts(stage, PART) for stage in stages)),), "lanes")
-    yield _joining(stages, PART)
+    yield Tile(rows, (), (Nest(lanes, (), tuple(in_parts(stage, PART) for stage in stages)),), "lanes")
+    yield joining(stages, PART)
 
 
 def _together(kernel: Kernel, stages: Sequence[Stage]) -> Iterator[Tile]:
@@ -150,7 +151,7 @@ def _together(kernel: Kernel, stages: Sequence[Stage]) -> Iterator[Tile]:
     for axis in (PART, PROGRAM):
         if joined := [stage for stage in adding if axes[stage.buffer.name] == axis]:
             domains = dict.fromkeys(kept(stage) for stage in joined)
-            yield from (_joining([s for s in joined if kept(s) == each], axis) for each in domains)
+            yield from (joining([s for s in joined if kept(s) == each], axis) for each in domains)
 
 
 def _nests(kernel: Kernel, stages: Sequence[Stage], parts: dict[str, str]) -> Iterator[Nest]:
@@ -162,7 +163,7 @@ def _nests(kernel: Kernel, stages: Sequence[Stage], parts: dict[str, str]) -> It
                 key = axes if axes and axes != loop.inner else None, _cumulates(stage, loop.along)
                 grouped.setdefault(key, []).append(stage)
         for group in grouped.values():
-            made = [_parts(s, parts[s.buffer.name]) if s.buffer.name in parts else s for s in group]
+            made = [in_parts(s, parts[s.buffer.name]) if s.buffer.name in parts else s for s in group]
             yield Nest(loop.along, _steps(loop), tuple(made))
 
 
@@ -175,7 +176,7 @@ def _steps(loop: Loop) -> tuple[Axis, ...]:
     return tuple(axis for axis in loop.inner if axis not in loop.along)
 
 
-def _parts(stage: Stage, axis: str) -> Stage:
+def in_parts(stage: Stage, axis: str) -> Stage:
     """The stage that stores a result for each program."""
     name = f"{stage.buffer.name}_parts"
     axes = kept(stage)
@@ -185,15 +186,16 @@ def _parts(stage: Stage, axis: str) -> Stage:
     return replace(stage, buffer=buffer, axes=(*axes, Axis(axis, count)))
 
 
-def _joining(stages: Sequence[Stage], axis: str) -> Tile:
+def joining(stages: Sequence[Stage], axis: str) -> Tile:
     """The tile that combines the parts of stages that keep the same axes."""
     joined = []
     for stage in stages:
-        parts = _parts(stage, axis)
-        index = tuple(Index(((each.name, 1),)) for each in parts.axes)
+        parts = in_parts(stage, axis)
+        pieces = Axis(PIECE, parts.axes[-1].extent)
+        index = tuple(Index(((each.name, 1),)) for each in (*parts.axes[:-1], pieces))
         attributes = (("buffer", parts.buffer.name), ("index", index), ("guarded", False))
         load = Expression("load", stage.expression.dtype, (), attributes)
-        joined.append(replace(stage, expression=load, reduced=(parts.axes[-1],)))
+        joined.append(replace(stage, expression=load, reduced=(pieces,)))
     # The parts of all of them are as many.
-    lanes = (joined[0].reduced[0],)
+    lanes = joined[0].reduced
     return Tile(kept(stages[0]), (), (Nest(lanes, (), tuple(replace(s, reduced=lanes) for s in joined)),))

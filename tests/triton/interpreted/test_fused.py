@@ -13,7 +13,7 @@ from custom_losses import CORPUS
 from triton.runtime.errors import InterpreterError
 
 from fused_losses import fuse
-from fused_losses.fusion.triton import nests, reductions
+from fused_losses.fusion.triton import blocks, nests, reductions
 from fused_losses.fusion.triton import runtime as triton_runtime
 from fused_losses.testing import check_loss
 
@@ -76,7 +76,7 @@ def test_reductions():
 
 @pytest.mark.parametrize("loss", scans.SCANS.values(), ids=scans.SCANS)
 def test_sums_up_to_each_point(loss, monkeypatch):
-    monkeypatch.setattr(triton_runtime, "LONG", 4)
+    monkeypatch.setattr(blocks, "LONG", 4)
     same(loss, scans.drawn(3, 5, 7))
 
 
@@ -94,8 +94,8 @@ def test_ties_and_values_that_are_not_finite(value):
 
 @pytest.mark.parametrize("shape", [(700,), (40, 33), (3, 20, 15)], ids=str)
 def test_several_blocks_and_parts(shape, monkeypatch):
-    monkeypatch.setattr(triton_runtime, "BLOCK", 64)
-    monkeypatch.setattr(triton_runtime, "PROGRAMS", 3)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "PROGRAMS", 3)
     same(lambda x: (x.exp().mean(), x.square().sum(0), (x * 2).log_softmax(-1).sum(), x.amax(-1)), draw(*shape))
 
 

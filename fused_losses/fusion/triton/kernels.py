@@ -19,6 +19,7 @@ class Writer:
         self.numbers = Numbers()
         self.operands: dict[str, None] = {}  # buffers, in the order of the arguments
         self.parameters: dict[str, None] = {}
+        self.moves: dict[tuple[tuple[str, str], ...], None] = {}  # of each pointer, along axes by numbers
         self.rows = Space(ROW, "rows", tile.rows)
         self.lanes = [Space(LANE, f"lanes{k}", nest.lanes) for k, nest in enumerate(tile.nests)]
         self.made = {stage.buffer.name: stage for stage in tile.stages}
@@ -44,7 +45,7 @@ class Writer:
 
     def _framed(self, body: list[str]) -> list[str]:
         """The rows of a program, around what is computed for them."""
-        tile, head = self.tile, ["program = tl.program_id(0).to(tl.int64)"]
+        tile, head = self.tile, ["program = fl.place(tl.program_id(0), NARROW)"]
         if tile.shares:
             head.append("part, block = program % parts, program // parts")
         batch = Space(STEP, "batch", tile.batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from ..expressions import identifier
@@ -56,7 +56,7 @@ class NestWriter:
         """The loops of a nest; lanes or steps are the inner one."""
         loops = [self._along_lanes()] if self.nest.lanes else []
         if self.nest.steps:
-            head = ["at = tl.cast(step, tl.int64)", *self.steps.decoded("at", self.of.numbers)]
+            head = ["at = fl.place(step, NARROW)", *self.steps.decoded("at", self.of.numbers)]
             line = f"for step in range(0, {self.steps.extent(self.of.numbers)}):"
             loops.insert(1 if self.nest.is_steps_inside else 0, (line, head))
         body = [*self.begin, *self.body, *self.end]
@@ -71,9 +71,9 @@ class NestWriter:
         """The loop over blocks of lanes, and what stands at its beginning."""
         count, position = self.space.extent(self.of.numbers), self.space.name
         is_shared = self.of.tile.shares == "lanes"
-        bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, tl.cast({count}, tl.int64), COLS"
+        bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, fl.place({count}, NARROW), COLS"
         spread = "tl.arange(0, COLS)[None, :]" if self.of.tile.rows else "tl.arange(0, COLS)"
-        head = [f"{position} = start + {spread}.to(tl.int64)", f"lane_mask = {position} < {count}"]
+        head = [f"{position} = start + {spread}", f"lane_mask = {position} < {count}"]
         head += ["mask = row_mask & lane_mask"] if self.of.tile.rows else []
         return f"for start in range({bounds}):", [*head, *self.space.decoded(position, self.of.numbers)]
 
@@ -98,7 +98,8 @@ class NestWriter:
             size = self.of.numbers.size(node["value"])
             return self._assign(f"tl.cast({size}, {COMPUTED[node.dtype]})", frozenset())
         if node.op == "index":
-            return self._position(node["value"])
+            position = self._position(node["value"])
+            return self._assign(f"{position.text}.to(tl.int64)", position.along)
         arguments = [self.values[id(argument)] for argument in node.arguments]
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == COMPUTED[node.dtype]:
             return arguments[0]
@@ -115,7 +116,7 @@ class NestWriter:
         return self._assign(f"tl.where({inside.text}, {text}, 0)", index.along)
 
     def _is_inside(self, index: str, size: Size) -> str:
-        return f"({index} >= 0) & ({index} < {self.of.numbers.size(size)})"
+        return f"fl.is_inside({index}, {self.of.numbers.size(size)})"
 
     def _axis(self, name: str) -> Value:
         """The place along an axis."""
@@ -134,7 +135,7 @@ class NestWriter:
             parts.append(axis.text if number == "1" else f"{axis.text} * {number}")
         if index.offset != ZERO or not parts:
             parts.append(self.of.numbers.size(index.offset))
-        position = self._assign(f"tl.cast({' + '.join(parts)}, tl.int64)", _union(axes))
+        position = self._assign(f"fl.place({' + '.join(parts)}, NARROW)", _union(axes))
         if index.divisor == 1:
             return position
         x, by = position.text, index.divisor
@@ -152,15 +153,27 @@ class NestWriter:
         }
         for space in {id(s): s for s in map(self.kinds.get, moves) if s is not None}.values():
             space.views.append(tuple(moves.get(axis.name) for axis in space.axes))
+        self.of.moves[tuple(moves.items())] = None
         parts = [buffer, *([numbers.name(tuple(start), f"{buffer}_start")] if start else [])]
-        places = [(self._axis(axis), number) for axis, number in moves.items()]
+        offsets = self._offsets(moves)
+        parts += [offset.text for offset in offsets]
+        places = []
         for dimension, index in enumerate(indices):
             if not _is_linear(index):
                 number = numbers.name(((ONE, (name, dimension)),), f"{buffer}_stride{dimension}")
                 place = self._position(index) if isinstance(index, Index) else self.values[id(index)]
                 places.append((place, number))
         parts += [f"{place.text} * {number}" for place, number in places]
-        return Value(" + ".join(parts), _union([place for place, _ in places]))
+        return Value(" + ".join(parts), _union([*offsets, *(place for place, _ in places)]))
+
+    def _offsets(self, moves: Mapping[str, str]) -> list[Value]:
+        """How far a pointer is moved, by rows and by lanes apart: each is computed once for all loads of a buffer."""
+        terms: dict[frozenset[str], list[str]] = {}
+        for axis, number in moves.items():
+            place = self._axis(axis)
+            terms.setdefault(place.along, []).append(f"{place.text} * {number}")
+        sums = {along: " + ".join(each) for along, each in terms.items()}
+        return [self._assign(text, along) if along else Value(text, along) for along, text in sums.items()]
 
     def _mask(self, along: frozenset[str]) -> list[str]:
         rows, lanes = ROW in along and bool(self.of.tile.rows), LANE in along

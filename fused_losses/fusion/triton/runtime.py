@@ -23,6 +23,9 @@ from .source import Launch, Source, Text
 from .tiles import PART, PROGRAM
 
 
+NARROW = 2**31 - 2**22  # what positions in 32 bits stay below, with room for blocks that reach beyond the last one
+
+
 class Plan(NamedTuple):
     """How a kernel is launched for tensors of given shapes and strides."""
 
@@ -138,15 +141,15 @@ class _Planner:
         others = {"": along_rows, "rows": self.batch, "lanes": along_rows}[tile.shares]
         self.parts = max(1, min(shared, blocks.PROGRAMS // max(1, others)))
         self.programs = others * self.parts
-        own = {PART: self.parts, PROGRAM: self.programs}
+        self.own = {PART: self.parts, PROGRAM: self.programs}
         stages = {stage.buffer.name: stage for stage in tile.stages}
-        self.shapes = [self._shape(stages[buffer.name], own) for buffer in launch.results]
+        self.shapes = [self._shape(stages[buffer.name]) for buffer in launch.results]
 
     def _count(self, axes: Sequence[Axis]) -> int:
         return number_of(product([axis.extent for axis in axes]))(self.tensors)
 
-    def _shape(self, stage: Stage, own: Mapping[str, int]) -> list[int]:
-        along = [own.get(axis.name) or number_of(axis.extent)(self.tensors) for axis in stage.axes]
+    def _shape(self, stage: Stage) -> list[int]:
+        along = [self.own.get(axis.name) or number_of(axis.extent)(self.tensors) for axis in stage.axes]
         return along + [len(stage.values)] * (len(stage.values) > 1)
 
     def plan(self) -> Plan:
@@ -156,14 +159,22 @@ class _Planner:
         constants: dict[str, Any] = {
             f"FLAT_{name}": self._is_flat(axes, views, numbers) for name, axes, views in launch.flat
         }
-        steps = [self._count(nest.steps) for nest in tile.nests]
-        constants["NARROW"] = max(self.rows, self.batch, self.programs, *self.lanes, *steps) < 2**31
+        constants["NARROW"] = self._reach(numbers) < NARROW
         for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
             if is_there:
                 constants[name] = size
         constants["num_warps"] = 8 if self.block[0] * self.block[1] > blocks.BLOCK else 4
         constants["enable_fp_fusion"] = False  # x * x - y * y is 0 for equal x and y
         return Plan(self.shapes, [*numbers, *([self.parts] if tile.shares else [])], (self.programs,), constants)
+
+    def _reach(self, numbers: Sequence[int]) -> int:
+        """The largest position or offset from the start of a pointer."""
+        tile = self.launch.tile
+        axes = (*tile.rows, *tile.batch, *(axis for nest in tile.nests for axis in (*nest.lanes, *nest.steps)))
+        counts = {axis.name: self._count([axis]) for axis in axes} | self.own
+        steps = [self._count(nest.steps) for nest in tile.nests]
+        offsets = (sum((counts[axis] - 1) * numbers[k] for axis, k in move) for move in self.launch.moves)
+        return max(self.rows, self.batch, self.programs, *self.lanes, *steps, *offsets)
 
     def _is_flat(self, axes: Sequence[Axis], views: Any, numbers: Sequence[int]) -> bool:
         """Whether one stride leads through all axes, in every view."""

@@ -41,6 +41,7 @@ class Launch:
     parameters: tuple[str, ...]
     results: tuple[Buffer, ...]  # which it fills
     flat: tuple[Flat, ...]
+    moves: tuple[tuple[tuple[str, int], ...], ...]  # of each pointer, along axes by places of numbers
 
 
 @dataclass(frozen=True)
@@ -157,4 +158,5 @@ def _launch(name: str, writer: Writer, results: tuple[Buffer, ...]) -> Launch:
         tuple(writer.parameters),
         results,
         tuple(flat),
+        tuple(tuple((axis, places[number]) for axis, number in move) for move in writer.moves),
     )

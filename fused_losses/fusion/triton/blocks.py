@@ -12,6 +12,7 @@ LONG = 2048  # the most lanes
 ROWS = 64  # the most rows where they are what is adjacent in memory
 PROGRAMS = 1024  # that share a sum: a few waves on any GPU
 FEW = 512  # programs that leave a GPU idle: four for each of its processors are as many
+MANY = 8  # loads for each element, whose results fill registers
 LASTING = 8  # blocks one after the other that are worth further launches
 
 
@@ -19,12 +20,12 @@ def block_of(tile: Tile, rows: int, lanes: int) -> tuple[int, int]:
     """Rows and lanes of a block: long along what is adjacent in memory."""
     if not tile.has_lanes or not tile.rows:
         return (BLOCK, 1) if tile.rows else (1, BLOCK)
-    return _block(tile.runs_along_lanes, rows, lanes)
+    return _block(tile.runs_along_lanes, rows, lanes, BLOCK if tile.loads > MANY else LONG)
 
 
-def _block(runs_along_lanes: bool, rows: int, lanes: int) -> tuple[int, int]:
+def _block(runs_along_lanes: bool, rows: int, lanes: int, longest: int) -> tuple[int, int]:
     if runs_along_lanes:
-        length = min(LONG, _power_of_two(lanes))
+        length = min(longest, _power_of_two(lanes))
         return min(max(1, BLOCK // length), _power_of_two(rows)), length
     height = min(ROWS, _power_of_two(rows))
     return height, min(BLOCK // height, _power_of_two(lanes))
@@ -34,8 +35,14 @@ def is_wide(kernel: Kernel, shapes: Shapes) -> bool:
     """Whether rows are so few and so long that each should be shared out to several programs."""
     rows = points(kernel.outer, shapes)
     lanes = max(points(loop.inner, shapes) for loop in kernel.loops)
-    height, length = _block(memory_order(kernel.stages)[-1] not in kernel.outer, rows, lanes)
+    height, length = _block(memory_order(kernel.stages)[-1] not in kernel.outer, rows, lanes, LONG)
     return quotient(rows, height) < FEW and quotient(lanes, length) >= LASTING
+
+
+def warps_of(tile: Tile, block: tuple[int, int]) -> int:
+    """As many as leave each thread eight elements of a block, or two where much is loaded for each."""
+    threads = block[0] * block[1] // (8 if tile.loads <= MANY else 2)
+    return max(4, min(16, threads // 32))
 
 
 def quotient(count: int, block: int) -> int:

@@ -141,8 +141,8 @@ class NestWriter:
         x, by = position.text, index.divisor
         return self._assign(f"tl.where({x} % {by} == 0, {x} // {by}, -1)", position.along)
 
-    def _pointer(self, name: str, indices: Sequence[Index | Expression]) -> Value:
-        """Where an element is."""
+    def _pointer(self, name: str, indices: Sequence[Index | Expression], is_store: bool = False) -> Value:
+        """Where an element is; a store, of which a buffer has one, may stand outside of the loop over the lanes."""
         buffer, numbers = identifier(name), self.of.numbers
         self.of.operands[name] = None
         start, by_axis = _strides(name, indices)
@@ -155,7 +155,10 @@ class NestWriter:
             space.views.append(tuple(moves.get(axis.name) for axis in space.axes))
         self.of.moves[tuple(moves.items())] = None
         parts = [buffer, *([numbers.name(tuple(start), f"{buffer}_start")] if start else [])]
-        offsets = self._offsets(moves)
+        offsets = [
+            Value(text, along) if is_store or not along else self._assign(text, along)
+            for along, text in self._offsets(moves).items()
+        ]
         parts += [offset.text for offset in offsets]
         places = []
         for dimension, index in enumerate(indices):
@@ -166,14 +169,13 @@ class NestWriter:
         parts += [f"{place.text} * {number}" for place, number in places]
         return Value(" + ".join(parts), _union([*offsets, *(place for place, _ in places)]))
 
-    def _offsets(self, moves: Mapping[str, str]) -> list[Value]:
-        """How far a pointer is moved, by rows and by lanes apart: each is computed once for all loads of a buffer."""
+    def _offsets(self, moves: Mapping[str, str]) -> dict[frozenset[str], str]:
+        """How far a pointer is moved, by rows and by lanes apart, as loads of a buffer have these in common."""
         terms: dict[frozenset[str], list[str]] = {}
         for axis, number in moves.items():
             place = self._axis(axis)
             terms.setdefault(place.along, []).append(f"{place.text} * {number}")
-        sums = {along: " + ".join(each) for along, each in terms.items()}
-        return [self._assign(text, along) if along else Value(text, along) for along, text in sums.items()]
+        return {along: f"({' + '.join(each)})" for along, each in terms.items()}
 
     def _mask(self, along: frozenset[str]) -> list[str]:
         rows, lanes = ROW in along and bool(self.of.tile.rows), LANE in along
@@ -236,7 +238,7 @@ class NestWriter:
         indices = [Index() if axis.extent == ONE else Index(((axis.name, 1),)) for axis in stage.axes]
         if len(stage.values) > 1:
             indices.append(Index((), Size("const", part)))
-        pointer, along = self._pointer(stage.buffer.name, indices)
+        pointer, along = self._pointer(stage.buffer.name, indices, is_store=True)
         masked = "".join(f", mask={mask}" for mask in self._mask(along))
         return f"tl.store({pointer}, {value}.to({identifier(stage.buffer.name)}.dtype.element_ty){masked})"
 

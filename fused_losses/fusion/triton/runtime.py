@@ -22,7 +22,6 @@ from .numbers import inputs_of, value_of
 from .source import Launch, Source, Text
 from .tiles import PART, PROGRAM
 
-
 NARROW = 2**31 - 2**22  # what positions in 32 bits stay below, with room for blocks that reach beyond the last one
 
 
@@ -163,7 +162,7 @@ class _Planner:
         for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
             if is_there:
                 constants[name] = size
-        constants["num_warps"] = 8 if self.block[0] * self.block[1] > blocks.BLOCK else 4
+        constants["num_warps"] = blocks.warps_of(tile, self.block)
         constants["enable_fp_fusion"] = False  # x * x - y * y is 0 for equal x and y
         return Plan(self.shapes, [*numbers, *([self.parts] if tile.shares else [])], (self.programs,), constants)
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..ir import ONE, WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
 from ..schedule import Kernel, Loop, memory_order, reads_itself, schedule
+from .guards import without_needless_choices
 
 # Axes of the parts: among programs with the same rows, among all, and where they are joined.
 PARTS = PART, PROGRAM, PIECE = "part", "each", "piece"
@@ -54,6 +55,11 @@ class Tile:
         return any(nest.lanes for nest in self.nests)
 
     @property
+    def loads(self) -> int:
+        """The most that one of the nests has for each of its elements."""
+        return max(len({load for stage in nest.stages for load in stage.loads}) for nest in self.nests)
+
+    @property
     def runs_along_lanes(self) -> bool:
         """Whether the fastest axis in memory is one of the lanes."""
         lanes = {axis for nest in self.nests for axis in nest.lanes}
@@ -71,7 +77,7 @@ def scheduled(program: Program) -> list[Kernel | Extern]:
         step if isinstance(step, Extern) else replace(step, expression=spread(step.expression))
         for step in program.steps
     )
-    return schedule(replace(program, steps=tuple(steps)))
+    return schedule(without_needless_choices(replace(program, steps=tuple(steps))))
 
 
 def merged(steps: Iterable[Tile | Extern]) -> list[Tile | Extern]:

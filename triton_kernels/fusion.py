@@ -60,6 +60,12 @@ def place(x, NARROW: tl.constexpr):
 
 
 @triton.jit
+def apart(position, program):
+    """The same positions, of which the compiler no longer knows that wide loads fit: neighbours get one each."""
+    return position + (program < 0).to(position.dtype)
+
+
+@triton.jit
 def is_inside(x, size):
     """Whether 0 <= x < size, in one comparison."""
     kind: tl.constexpr = tl.uint32 if x.dtype == tl.int32 else tl.uint64

@@ -12,7 +12,6 @@ LONG = 2048  # the most lanes
 ROWS = 64  # the most rows where they are what is adjacent in memory
 PROGRAMS = 1024  # that share a sum: a few waves on any GPU
 FEW = 512  # programs that leave a GPU idle: four for each of its processors are as many
-MANY = 8  # loads for each element, whose results fill registers
 LASTING = 8  # blocks one after the other that are worth further launches
 
 
@@ -20,7 +19,7 @@ def block_of(tile: Tile, rows: int, lanes: int) -> tuple[int, int]:
     """Rows and lanes of a block: long along what is adjacent in memory."""
     if not tile.has_lanes or not tile.rows:
         return (BLOCK, 1) if tile.rows else (1, BLOCK)
-    return _block(tile.runs_along_lanes, rows, lanes, BLOCK if tile.loads > MANY else LONG)
+    return _block(tile.runs_along_lanes, rows, lanes, BLOCK if tile.looks_around else LONG)
 
 
 def _block(runs_along_lanes: bool, rows: int, lanes: int, longest: int) -> tuple[int, int]:
@@ -40,9 +39,8 @@ def is_wide(kernel: Kernel, shapes: Shapes) -> bool:
 
 
 def warps_of(tile: Tile, block: tuple[int, int]) -> int:
-    """As many as leave each thread eight elements of a block, or two where much is loaded for each."""
-    threads = block[0] * block[1] // (8 if tile.loads <= MANY else 2)
-    return max(4, min(16, threads // 32))
+    """As many as leave each thread eight elements of a block, or four where much is loaded for each."""
+    return max(4, block[0] * block[1] // (128 if tile.looks_around else 256))
 
 
 def quotient(count: int, block: int) -> int:

@@ -43,6 +43,11 @@ class Writer:
     def spaces(self) -> list[Space]:
         return [self.rows, *self.lanes]
 
+    def spread(self, size: str, form: str) -> str:
+        """The places in a block; loads that look around an element are seldom aligned."""
+        text = f"tl.arange(0, {size}){form}"
+        return f"fl.apart({text}, program)" if self.tile.looks_around else text
+
     def _framed(self, body: list[str]) -> list[str]:
         """The rows of a program, around what is computed for them."""
         tile, head = self.tile, ["program = fl.place(tl.program_id(0), NARROW)"]
@@ -53,7 +58,7 @@ class Writer:
         if not tile.rows:
             return [*head, *self.at_start, *body, *self.at_end]
         count = self.rows.extent(self.numbers)
-        spread = "tl.arange(0, ROWS)[:, None]" if self.tile.has_lanes else "tl.arange(0, ROWS)"
+        spread = self.spread("ROWS", "[:, None]" if self.tile.has_lanes else "")
         start = {"": "program * ROWS", "lanes": "block * ROWS", "rows": "first"}[tile.shares]
         rows = [f"rows = {start} + {spread}", f"row_mask = rows < {count}", *self.rows.decoded("rows", self.numbers)]
         if tile.shares != "rows":

@@ -72,7 +72,7 @@ class NestWriter:
         count, position = self.space.extent(self.of.numbers), self.space.name
         is_shared = self.of.tile.shares == "lanes"
         bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, fl.place({count}, NARROW), COLS"
-        spread = "tl.arange(0, COLS)[None, :]" if self.of.tile.rows else "tl.arange(0, COLS)"
+        spread = self.of.spread("COLS", "[None, :]" if self.of.tile.rows else "")
         head = [f"{position} = start + {spread}", f"lane_mask = {position} < {count}"]
         head += ["mask = row_mask & lane_mask"] if self.of.tile.rows else []
         return f"for start in range({bounds}):", [*head, *self.space.decoded(position, self.of.numbers)]

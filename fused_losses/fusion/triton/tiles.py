@@ -18,6 +18,8 @@ from .guards import without_needless_choices
 # Axes of the parts: among programs with the same rows, among all, and where they are joined.
 PARTS = PART, PROGRAM, PIECE = "part", "each", "piece"
 
+MANY = 8  # loads for each element, whose results fill registers
+
 
 @dataclass(frozen=True)
 class Nest:
@@ -55,9 +57,10 @@ class Tile:
         return any(nest.lanes for nest in self.nests)
 
     @property
-    def loads(self) -> int:
-        """The most that one of the nests has for each of its elements."""
-        return max(len({load for stage in nest.stages for load in stage.loads}) for nest in self.nests)
+    def looks_around(self) -> bool:
+        """Whether a nest has many loads for each of its elements, most of them next to one another."""
+        loads = [{load for stage in nest.stages for load in stage.loads} for nest in self.nests]
+        return any(len(each) > max(MANY, 2 * len({load["buffer"] for load in each})) for each in loads)
 
     @property
     def runs_along_lanes(self) -> bool:

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .numerics import expm1, log1p, over
+from .numerics import expm1, log1p
 from .softmax import transform
 
 
@@ -102,8 +102,9 @@ def gradient_kernel(
     softcap, temperature = tl.cast(softcap, accumulate), tl.cast(temperature, accumulate)
     row = tl.program_id(0).to(tl.int64)
     maximum, log_sum = tl.load(statistics + row), tl.load(statistics + rows + row)
-    excess, of_label = tl.load(coefficients + row), tl.load(coefficients + rows + row)
-    entropy, share = tl.load(coefficients + 2 * rows + row), tl.load(coefficients + 3 * rows + row)
+    of_row = coefficients + row
+    excess, of_label = tl.load(of_row) / temperature, tl.load(of_row + rows) / temperature
+    entropy, share = tl.load(of_row + 2 * rows) / temperature, tl.load(of_row + 3 * rows) / temperature
     is_zero = (excess == 0) & (of_label == 0) & (entropy == 0) & (share == 0)
     label = tl.load(labels + row)
     for start in range(0, classes, BLOCK):
@@ -117,9 +118,8 @@ def gradient_kernel(
         result += of_label * tl.where(columns == label, expm1(log_p), p)
         if HAS_FACTORS:
             result -= share * tl.load(factors + columns, mask=mask, other=0.0)
-        result = over(result, temperature)
         if SOFTCAP:
-            capped = over(z * temperature, softcap)
+            capped = z * temperature / softcap
             result *= 1.0 - capped * capped
         result = tl.where(is_zero, 0.0, result)
         tl.store(logits + row * stride_row + columns, result.to(logits.dtype.element_ty), mask=mask)

@@ -17,7 +17,7 @@ from .sums import SUM_BLOCK, few_sums
 @triton.jit
 def transform(x, softcap, temperature, SOFTCAP: tl.constexpr):
     if SOFTCAP:
-        x = softcap * tanh(over(x, softcap))
+        x = softcap * tanh(x / softcap)
     return over(x, temperature)
 
 
@@ -217,6 +217,8 @@ def backward_kernel(
     log_sum = tl.load(stats + rows + row, mask=inside, other=0.0)
     k = tl.load(grad_output + (row * 0 if REDUCED else row), mask=inside, other=0.0).to(accumulate)
     k = k / tl.load(stats + 2 * rows)
+    if not OF_TARGET:
+        k = k / temperature  # once a row, not once a class
     if HAS_SAMPLE_WEIGHT:
         k *= tl.load(sample_weight + row, mask=inside, other=0.0)
     ignored = row < 0
@@ -263,9 +265,9 @@ def backward_kernel(
                     target, weight, target_offsets, columns, target_class, mask, classes, smoothing, accumulate,
                     LABELS, HAS_WEIGHT,
                 )  # fmt: skip
-            result = tl.where(ignored[:, None], 0.0, over(result, temperature))
+            result = tl.where(ignored[:, None], 0.0, result)
             if SOFTCAP:
-                capped = over(z * temperature, softcap)
+                capped = z * temperature / softcap
                 result *= tl.where(ignored[:, None], 0.0, 1.0 - capped * capped)
                 result = tl.where(ignored[:, None], 0.0, result)
         place = out + out_offsets[:, None] + columns[None, :] * out_class

@@ -198,7 +198,7 @@ class NestWriter:
         result = []
         for index, size in zip(node["index"], self.of.sizes[node["buffer"]]):
             if isinstance(index, Expression):
-                result.append(self._is_inside(self.values[id(index)].text, size))
+                result.append(self._is_inside(typed(self.values[id(index)].text, index.dtype), size))
             elif extents.get(plain_axis(index) or "") != size:
                 result.append(self._is_inside(self._position(index).text, size))
         return result

@@ -72,8 +72,19 @@ def spectra(x, y):
     return (torch.fft.rfft(x).abs() - torch.fft.rfft(y.float()).abs()).abs().mean()
 
 
+def windows(x, y):
+    """Many loads around each element, and what is made of them read again."""
+    return (F.avg_pool2d(x * y, 3, 1) - F.avg_pool2d(x, 3, 1) * F.avg_pool2d(y, 3, 1)).square().mean()
+
+
+def few_long_rows(loss):
+    return lambda: run(loss, floats(2, 512, 512), floats(2, 512, 512))
+
+
 KINDS = {
     "batch and total": (both(batch_and_total, torch.float32), (90,)),
+    "shared rows": (few_long_rows(batch_and_total), (90,)),
+    "windows": (few_long_rows(windows), (80, 90)),
     "elements": (both(robust, torch.bfloat16), (80, 120)),
     "rows": (labels((64, 1024), 64), (90,)),
     "pixels": (labels((2, 16, 64, 64), (2, 64, 64)), (120,)),

@@ -112,3 +112,10 @@ def test_a_loss_takes_both_forms(launched):
         torch.testing.assert_close(fused(x, y), overlap(x, y))
         assert len(launched) == {40: 2, 2: 3}[shape[0]] or not launched  # what is known is not planned again
     assert "piece" in fused.source("triton")
+
+
+def test_choices_that_guards_make_are_left_out():
+    x = draw(2, 5, 6)[0].requires_grad_()
+    fused = fuse(lambda x: torch.nn.functional.avg_pool2d(x, 3, 1).square().sum(), strict=True)
+    fused(x)
+    assert "is_inside" in fused.source("triton") and "tl.where(v" not in fused.source("triton")

@@ -48,10 +48,11 @@ class Kernels(Protocol):
         Raises:
             IndexError: if an index that the program reads is out of range, on the CPU.
         """
+        ...
 
 
 class Compiled:
-    """A program as built kernels of a language, which run in steps."""
+    """A program whose kernels run in steps."""
 
     def __init__(
         self, program: Program, language: str, steps: Sequence[Step], libraries: Libraries | None = None
@@ -67,11 +68,6 @@ class Compiled:
         ]
 
     def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[float] = ()) -> list[Tensor]:
-        """The outputs, in order.
-
-        Raises:
-            IndexError: if an index that the program reads is out of range, on the CPU.
-        """
         tensors = dict(zip(self._inputs, inputs))
         for step, done_with in self._steps:
             step(tensors, parameters)

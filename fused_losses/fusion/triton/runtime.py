@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import compiler
 from ..ir import Axis, Extern, Program, Stage
-from ..runtime import MOST_LAYOUTS, Compiled, Operator, number_of
+from ..runtime import MOST_LAYOUTS, Compiled, Libraries, Operator, number_of
 from ..schedule import product
 from . import blocks
 from .blocks import quotient
@@ -37,7 +37,8 @@ class Plan(NamedTuple):
 class InTriton:
     """A program as Triton kernels, in the form that suits a call; Triton compiles those that are launched."""
 
-    language, libraries = "Triton", None
+    language: str = "Triton"
+    libraries: Libraries | None = None
 
     def __init__(self, program: Program) -> None:
         """
@@ -173,7 +174,9 @@ class _Planner:
         counts = {axis.name: self._count([axis]) for axis in axes} | self.own
         steps = [self._count(nest.steps) for nest in tile.nests]
         offsets = (sum((counts[axis] - 1) * numbers[k] for axis, k in move) for move in self.launch.moves)
-        return max(self.rows, self.batch, self.programs, *self.lanes, *steps, *offsets)
+        operands = (self.tensors[name] for name in self.launch.operands)
+        spans = (sum((size - 1) * step for size, step in zip(x.shape, x.stride())) for x in operands)
+        return max(self.rows, self.batch, self.programs, *self.lanes, *steps, *offsets, *spans)
 
     def _is_flat(self, axes: Sequence[Axis], views: Any, numbers: Sequence[int]) -> bool:
         """Whether one stride leads through all axes, in every view."""

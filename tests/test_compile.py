@@ -6,7 +6,7 @@ import torch._dynamo.testing
 from sets import each_pair, each_spec
 
 from fused_losses import CrossEntropyLoss, MSELoss, use_backend
-from fused_losses.backends import choice
+from fused_losses.backends import choice, loading
 from fused_losses.functional import cross_entropy, mse_loss
 from fused_losses.specs import SPECS
 from fused_losses.testing import check_loss
@@ -132,6 +132,10 @@ def test_export(kernels, device):
     torch.testing.assert_close(program.module()(x, y), torch.nn.functional.cross_entropy(x, y))
 
 
+def has_extension(device):
+    return loading.unavailable_reason("_C_cpu" if device == "cpu" else "_C_cuda") is None
+
+
 def operator_calls(device):
     """Arguments for every operator, of both kinds of targets and all reductions."""
     x, t, w = (torch.rand(6, 5, device=device) * 0.8 + 0.1 for _ in range(3))
@@ -145,12 +149,14 @@ def operator_calls(device):
         yield "pointwise_backward", ("mse", upstream, x, t, None, None, 0.0, 0.0, reduction, True, False)
         moved = (tensor.t() if tensor.ndim else tensor for tensor in (upstream, x, t, w, w))
         yield "pointwise_backward", ("bce_with_logits", *moved, 0.0, 0.0, reduction, True, True)
-    if device == "cpu":
+    if has_extension(device):
+        pair = x, t.t().contiguous().t(), w, None
         for needed in ((True, False), (False, True), (True, True)):
-            yield (
-                "pointwise_with_gradients",
-                ("huber", x, t.t().contiguous().t(), w, None, 1.0, 0.0, "mean", *needed, torch.float32),
-            )
+            yield "pointwise_with_gradients", ("huber", *pair, 1.0, 0.0, "mean", *needed, torch.float32)
+        if device == "cuda":
+            gradients = torch.rand_like(x), x.new_empty(0)
+            two = torch.tensor(2.0, device=device)
+            yield "pointwise_backward_unless_one_", ("huber", two, *pair, 1.0, 0.0, "mean", *gradients)
     for target, upstream, reduction in ((y, row, "none"), (t, torch.tensor(1.0, device=device), "mean")):
         options = (-100, 0.1, 0.01, 5.0, 2.0)
         yield "cross_entropy_forward", (x, target, None, row, reduction, *options, torch.float32)
@@ -184,7 +190,8 @@ def row_calls(device):
         yield "divergence_backward_", (row, x.clone(), t.clone(), statistics, *kind, name != "tvd", True)
     if device == "cpu":
         yield "add_", (x.clone(), w.bfloat16())
-        yield "scaled", (x, torch.tensor(2.0), torch.bfloat16)
+    if has_extension(device):
+        yield "scaled", (x, torch.tensor(2.0, device=device), torch.bfloat16)
 
 
 def linear_calls(device, backend):
@@ -238,10 +245,11 @@ def test_opcheck(number, kernels, device):
 
 
 def test_every_operator_is_checked():
-    """But for those without tensors, of memory and of the processor, and those of ranks, checked in their tests."""
+    """But for that of GPUs alone, those without tensors, and those of ranks, checked in their tests."""
     choice.resolve("cpu", torch.float32, "cpp")
     names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
     declared = {name.split(".")[0] for namespace, name in names if namespace == "fused_losses"}
     checked = {name for name, _ in every_call("cpu", "cpp")}
-    elsewhere = {"empty", "empty_cache", "cpu_capability", "vocab_parallel_forward", "vocab_parallel_backward"}
+    elsewhere = {"pointwise_backward_unless_one_", "empty", "empty_cache", "cpu_capability"}
+    elsewhere |= {"vocab_parallel_forward", "vocab_parallel_backward"}
     assert declared - elsewhere == checked

@@ -22,13 +22,14 @@ OPERATORS = (
     "divergence_backward_",
 )
 
-# By backend, what makes loss and gradients in one pass. Only a GPU knows an upstream number there: what it kept it
-# writes over unless that is 1, in an operator that is never traced.
+# By backend, what makes loss and gradients in one pass. Only a GPU knows an upstream number there: its operator writes
+# over what was kept unless that is 1.
 AT_ONCE = {
     "cpp": ("pointwise_with_gradients", "cross_entropy_with_gradient"),
     "cuda": ("pointwise_with_gradients", "pointwise_backward_unless_one_"),
 }
-CPP_OPERATORS = (*AT_ONCE["cpp"], "add_", "scaled")
+# Of the extensions alone: that, and work on large memory.
+EXTENSION_OPERATORS = (*AT_ONCE["cpp"], "pointwise_backward_unless_one_", "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}
@@ -80,6 +81,10 @@ def pointwise_with_gradients(formula: str, *arguments: Any) -> tuple[Tensor, Ten
     *call, input_grad, target_grad, out_dtype = arguments
     loss = pointwise_forward(formula, *call, out_dtype=out_dtype)
     return loss, *pointwise_backward(formula, loss, *call, input_grad=input_grad, target_grad=target_grad)
+
+
+def pointwise_backward_unless_one_(*arguments: Any) -> None:
+    return None
 
 
 def cross_entropy_forward(

@@ -68,5 +68,5 @@ def load() -> None:
     for extension in EXTENSIONS:
         _unavailable[extension] = _load(extension)
     if _unavailable["_C_cpu"] is None:
-        for name in (*fake.OPERATORS, *fake.CPP_OPERATORS):
+        for name in (*fake.OPERATORS, *fake.EXTENSION_OPERATORS):
             torch.library.register_fake(f"fused_losses::{name}", getattr(fake, name))

@@ -148,6 +148,14 @@ def stand_in_for_torch_cuda() -> str:
     return str(folder)
 
 
+def drop_stale_objects(folder: str) -> None:
+    """Beside a CPU-only torch nobody keeps track of what a .cu includes."""
+    newest = max(path.stat().st_mtime for path in (ROOT / "csrc").rglob("*.*h"))
+    for built in Path(folder).rglob("csrc/cuda/*.o"):
+        if built.stat().st_mtime < newest:
+            built.unlink()
+
+
 def build_command(tools: Any) -> type:
     class Build(tools.BuildExtension):
         """Builds the extensions one by one; only FUSED_LOSSES_BUILD=require lets one of them end the install."""
@@ -157,6 +165,8 @@ def build_command(tools: Any) -> type:
             for extension in everything:
                 name = extension.name.rsplit(".", 1)[-1]
                 self.extensions = [extension]
+                if record["cuda"] is None:
+                    drop_stale_objects(self.build_temp)
                 try:
                     super().build_extensions()
                     note(f"built {name} with torch {record['torch']}", name, "built")

@@ -23,17 +23,19 @@ def expm1_near_zero(x):
     """exp(x) - 1 for |x| <= 1/2."""
     if x.dtype == tl.float64:  # x (1 + x/2 (1 + x/3 (...)))
         terms: tl.constexpr = 18
-        series = tl.full(x.shape, 1.0, x.dtype)
+        p = tl.full(x.shape, 1.0, x.dtype)
         for i in tl.static_range(terms - 1):
-            series = 1.0 + series * x * (1.0 / (terms - i))
-        return x * series
-    p = x * (1.0 / 40320.0) + 1.0 / 5040.0
-    p = p * x + 1.0 / 720.0
-    p = p * x + 1.0 / 120.0
-    p = p * x + 1.0 / 24.0
-    p = p * x + 1.0 / 6.0
-    p = p * x + 0.5
-    return p * x * x + x
+            p = 1.0 + p * x * (1.0 / (terms - i))
+        result = x * p
+    else:
+        p = x * (1.0 / 40320.0) + 1.0 / 5040.0
+        p = p * x + 1.0 / 720.0
+        p = p * x + 1.0 / 120.0
+        p = p * x + 1.0 / 24.0
+        p = p * x + 1.0 / 6.0
+        p = p * x + 0.5
+        result = p * x * x + x
+    return result
 
 
 @triton.jit
@@ -43,10 +45,8 @@ def expm1(x):
 
 
 @triton.jit
-def log_below_one(u, below):
-    """log(u) for a normal u of at most 1; below is u - 1, and keeps its digits where u has none left for them."""
-    if u.dtype == tl.float64:
-        return tl.where(u < 0.7, tl.log(u), log1p(below))
+def log_of_bits(u, below):
+    """What log_below_one is of fp32."""
     pattern = u.to(tl.int32, bitcast=True)
     exponent = (pattern - 0x3F3504F3) >> 23  # 0 from sqrt(1/2) on
     f = (pattern - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
@@ -63,6 +63,12 @@ def log_below_one(u, below):
     whole = exponent.to(tl.float32)
     tail = p * f * square + (whole * -2.12194440e-4 - 0.5 * square)
     return whole * 0.693359375 + (f + tail)
+
+
+@triton.jit
+def log_below_one(u, below):
+    """log(u) for a normal u of at most 1; below is u - 1, and keeps its digits where u has none left for them."""
+    return tl.where(u < 0.7, tl.log(u), log1p(below)) if u.dtype == tl.float64 else log_of_bits(u, below)
 
 
 @triton.jit

@@ -103,6 +103,21 @@ def test_divergences(gpu, kind, dtype):
     check(gpu, wide=True)
 
 
+def test_double():
+    """Some functions have another branch for it; it may spill."""
+    compiled = pretend_driver.install(90)
+    rows, labels = torch.empty(4, 64).double(), torch.zeros(4, dtype=torch.long)
+    for formula in ("log_cosh", "bce_with_logits"):
+        pointwise.pointwise_forward(formula, rows, rows, None, None, 0.0, 0.0, "mean", torch.float64)
+    cross_entropy(rows, labels, torch.empty(64).double(), 0.1, 30.0)
+    statistics, _ = linear.row_statistics(rows, labels, None, 30.0, 2.0)
+    linear.row_gradient_(rows, labels, statistics, torch.empty(4, 4).double(), None, 30.0, 2.0)
+    for kind in ("jsd", "tvd"):
+        losses, statistics = divergence.divergence_forward(rows, rows, kind, 0.5, 2.0)
+        divergence.divergence_backward(losses, rows, rows, statistics, kind, 0.5, 2.0, True, True)
+    assert compiled
+
+
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_statistics_of_a_head(gpu, dtype):
     rows, classes, features = 512, 32000, 1024

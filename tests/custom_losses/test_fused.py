@@ -11,6 +11,7 @@ from fused_losses.testing.accuracy import compare
 
 from . import CORPUS
 from .counts import TweedieLoss
+from .image import SobelLoss, SSIMLoss
 from .quantile import QuantileLoss
 from .segmentation import DiceLoss
 from .similarity import CosineEmbeddingLoss
@@ -83,6 +84,16 @@ def test_small_shapes_and_other_dtypes(entry, each_device):
     dtype = dtypes[CORPUS.index(entry) // 3 % len(dtypes)]
     plain, sample = moved(entry.build(), each_device), entry.samples()[-1].to(torch.float64, each_device)
     check_loss(fuse(plain, strict=True), plain, [sample], dtypes=[dtype], checks=["gradient", "value"])
+
+
+@each(of(DiceLoss, SSIMLoss, SobelLoss))
+def test_few_long_rows(entry, each_device):
+    """Which kernels of GPUs share out to many programs."""
+    sample = entry.sample((2, 2, 151, 203)).to(torch.float64, each_device)
+    plain = moved(entry.build(), each_device)
+    check_loss(
+        fuse(plain, strict=True), plain, [sample], dtypes=[torch.float32], checks=["gradient", "value", "deterministic"]
+    )
 
 
 @each(modules(lambda loss: any(True for _ in loss.parameters())))

@@ -241,40 +241,6 @@ class PointwisePlan {
   const PointwiseProblem& p_;
 };
 
-template <class T, bool kGradients>
-cudaError_t launch_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
-                           const PointwiseGradients<T>& gradients, int blocks, cudaStream_t stream) {
-  const PointwisePlan plan(problem);
-  const auto run = [&](auto flat_kernel, auto strided_kernel) {
-    constexpr size_t shared = block_reduce_bytes<Total<double>>;
-    if (!plan.is_flat())
-      return launch(strided_kernel, blocks, shared, stream, problem, Strided{}, loss, gradients);
-    const auto access = plan.template flat<T>(problem.reduces ? nullptr : loss.data, loss.dtype, gradients);
-    return launch(flat_kernel, blocks, shared, stream, problem, access, loss, gradients);
-  };
-  switch (formula) {
-#define FL_CASE(F, name)                                                           \
-  case Formula::F:                                                                 \
-    return run(&pointwise_forward_kernel<fused_losses::F, T, Flat<T>, kGradients>, \
-               &pointwise_forward_kernel<fused_losses::F, T, Strided, kGradients>);
-    FL_POINTWISE_FORMULAS(FL_CASE)
-#undef FL_CASE
-  }
-  return cudaErrorInvalidValue;
-}
-
-template <class T>
-cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
-                              const PointwiseGradients<T>& gradients, cudaStream_t stream, int max_blocks) {
-  const int blocks = pointwise_blocks(problem.numel, max_blocks);
-  const bool with_gradients = gradients.input != nullptr || gradients.target != nullptr;
-  const auto run = with_gradients ? &launch_forward<T, true> : &launch_forward<T, false>;
-  const cudaError_t error = run(formula, problem, loss, gradients, blocks, stream);
-  if (error != cudaSuccess || !problem.reduces || blocks == 1) return error;
-  return launch(&pointwise_finish_kernel, 1, block_reduce_bytes<Total<double>>, stream, loss, blocks,
-                problem.divisor);
-}
-
 template <class T>
 cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem,
                                const PointwiseGradients<T>& gradients, cudaStream_t stream, int max_blocks) {
@@ -294,6 +260,46 @@ cudaError_t pointwise_backward(Formula formula, const PointwiseProblem& problem,
 #undef FL_CASE
   }
   return cudaErrorInvalidValue;
+}
+
+// With gradients, elements are dense.
+template <class T, bool kGradients>
+cudaError_t launch_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
+                           const PointwiseGradients<T>& gradients, int blocks, cudaStream_t stream) {
+  const PointwisePlan plan(problem);
+  const auto run = [&](auto flat_kernel, auto strided_kernel) {
+    constexpr size_t shared = block_reduce_bytes<Total<double>>;
+    if (!plan.is_flat())
+      return launch(strided_kernel, blocks, shared, stream, problem, Strided{}, loss, gradients);
+    const auto access = plan.template flat<T>(problem.reduces ? nullptr : loss.data, loss.dtype, gradients);
+    return launch(flat_kernel, blocks, shared, stream, problem, access, loss, gradients);
+  };
+  switch (formula) {
+#define FL_CASE(F, name)                                                           \
+  case Formula::F:                                                                 \
+    return run(&pointwise_forward_kernel<fused_losses::F, T, Flat<T>, kGradients>, \
+               &pointwise_forward_kernel<fused_losses::F, T, Strided, false>);
+    FL_POINTWISE_FORMULAS(FL_CASE)
+#undef FL_CASE
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <class T>
+cudaError_t pointwise_forward(Formula formula, const PointwiseProblem& problem, const PointwiseLoss& loss,
+                              const PointwiseGradients<T>& gradients, cudaStream_t stream, int max_blocks) {
+  constexpr bool kCan = !std::is_same_v<T, Half>;  // whose losses are scaled: nobody asks for it
+  const int blocks = pointwise_blocks(problem.numel, max_blocks);
+  const bool asked = gradients.input != nullptr || gradients.target != nullptr;
+  const bool at_once = asked && kCan && PointwisePlan(problem).is_flat();
+  const auto run = at_once ? &launch_forward<T, kCan> : &launch_forward<T, false>;
+  cudaError_t error = run(formula, problem, loss, gradients, blocks, stream);
+  if (error == cudaSuccess && problem.reduces && blocks > 1) {
+    error = launch(&pointwise_finish_kernel, 1, block_reduce_bytes<Total<double>>, stream, loss, blocks,
+                   problem.divisor);
+  }
+  if (error != cudaSuccess || !asked || at_once) return error;
+  return pointwise_backward<T>(formula, problem, gradients, stream, max_blocks);
 }
 
 #define FL_INSTANTIATE_POINTWISE(T)                                                                          \

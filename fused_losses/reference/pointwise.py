@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -93,9 +92,10 @@ def charbonnier(
 
 def bce(input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """-(t max(log x, -100) + (1 - t) max(log(1 - x), -100))"""
-    kind = input.device.type
+    if not torch.is_autocast_enabled(input.device.type):
+        return _torch_loss(F.binary_cross_entropy, input, target, weight, reduction)
     # GPUs refuse it under autocast, for low precision that these tensors are not in.
-    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+    with torch.autocast(input.device.type, enabled=False):
         return _torch_loss(F.binary_cross_entropy, input, target, weight, reduction)
 
 

@@ -42,8 +42,9 @@ def test_check(spec):
         # Linear kernels see contiguous chunks only, and the emulator takes seconds for each layout of long rows.
         if spec.family != "linear" and elements < 5_000 and path not in laid_out:
             laid_out.add(path)
-            checks = ["layouts", "upstream", "repeated_backward"]
-            check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=checks)
+            check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=["layouts"])
+            if spec.family == "pointwise":  # whose gradients are written over where the upstream number is not 1
+                check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES[:1], checks=["upstream", "repeated_backward"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -165,7 +165,7 @@ def build_command(tools: Any) -> type:
             for extension in everything:
                 name = extension.name.rsplit(".", 1)[-1]
                 self.extensions = [extension]
-                if record["cuda"] is None:
+                if name == "_C_cuda" and record["cuda"] is None:
                     drop_stale_objects(self.build_temp)
                 try:
                     super().build_extensions()

@@ -42,14 +42,14 @@ def main() -> None:
     ]
     here, overhead = machine(arguments.device), import_overhead()
     folder = arguments.output or results_folder(here)
-    measurements = []
+    measurements, promises = [], []
     for spec, bench, dtype in (bar := tqdm(chosen)):
         bar.set_description(f"{spec.name} {bench.name} {str(dtype).removeprefix('torch.')}")
         measurements.append(measure(spec, bench, dtype, arguments.device, arguments.seconds, not arguments.no_compile))
         promises = verdicts(measurements, overhead, arguments.device)
         save_numbers(folder, here, measurements, promises)  # a run that is cut short keeps these
     save_picture(folder / "speed.png", here, measurements)
-    for promise in verdicts(measurements, overhead, arguments.device):
+    for promise in promises:
         print(promise)
     print(f"\nresults: {folder}")
 

@@ -33,12 +33,13 @@ def pytest_generate_tests(metafunc):
 
 def backends(device):
     """The backends to test. Kernels for a device that is here must run: a suite that skips them proves nothing."""
-    if device == "cuda" or (device is None and torch.cuda.is_available()):
+    here = devices(device)
+    if "cuda" in here:
         gpu = [b for b in ("cuda", "triton") if choice.unavailable_reason(b, "cuda", torch.float32) is None]
         assert gpu, "no backend with kernels runs on this GPU: see python -m fused_losses"
     else:
         gpu = []
-    return ["reference"] + (["cpp"] if device != "cuda" else []) + gpu
+    return ["reference"] + (["cpp"] if "cpu" in here else []) + gpu
 
 
 def devices(device):

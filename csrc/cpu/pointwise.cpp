@@ -128,14 +128,6 @@ Inputs<A> inputs_of(const Layout& layout, const Call& call) {
   return in;
 }
 
-// Which gradients a pass writes.
-struct Outputs {
-  Tensor* input;
-  Tensor* target;
-
-  const Tensor& leader() const { return input ? *input : *target; }
-};
-
 // A leader, whose memory order is followed, and the operands in the order that inputs_of expects.
 struct Operands {
   std::array<const Tensor*, kMaxOperands> tensors;
@@ -336,37 +328,6 @@ double forward_backward(const Call& call, const Outputs& gradients) {
   const A upstream = A(1) / static_cast<A>(denominator(call));
   return sum_and_gradients_of(call.formula, in, upstream, gradients) / denominator(call);
 }
-
-// A gradient for each of the tensors that is asked for, and an empty tensor for the other.
-struct Gradients {
-  Tensor input, target;
-  bool input_grad, target_grad;
-
-  Gradients(const Call& call, bool input_grad, bool target_grad)
-      : input(made(call.input, input_grad)),
-        target(made(call.target, target_grad)),
-        input_grad(input_grad),
-        target_grad(target_grad) {}
-
-  // Calls pass(which to fill) for all at once, or one by one where their memory orders differ.
-  template <class Pass>
-  void fill(const Pass& pass) {
-    if (input_grad && target_grad && same_strides(input, target)) return pass(Outputs{&input, &target});
-    if (input_grad) pass(Outputs{&input, nullptr});
-    if (target_grad) pass(Outputs{nullptr, &target});
-  }
-
-  // Whether a pass that fills them adds up the loss in the order in which forward alone does.
-  bool follow(const Tensor& leader) const {
-    const auto order = memory_order(leader);
-    return !(input_grad && memory_order(input) != order) && !(target_grad && memory_order(target) != order);
-  }
-
- private:
-  static Tensor made(const Tensor& like, bool asked) {
-    return asked ? empty_like(like, like.scalar_type()) : empty_contiguous({0}, like.scalar_type(), like);
-  }
-};
 
 // The reduced loss; fills the gradients for an upstream one.
 template <class A>

@@ -49,15 +49,6 @@ struct MomentSums {
     sums.logits.rest += rest;
     moment += part;
   }
-  // After the logits of the same classes.
-  template <int N>
-  FL_INLINE void add_factors(const A (&z)[N], const A (&f)[N]) {
-    A gap = 0, weight = 0;
-#pragma unroll
-    for (int k = 0; k < N; ++k) gap += f[k] * (sums.logits.reference() - z[k]), weight += f[k];
-    sums.gap += gap;
-    sums.weight += weight;
-  }
   FL_INLINE void merge(MomentSums other) {
     if (other.sums.logits.maximum > sums.logits.maximum) {
       first = other.first;
@@ -102,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (p.class_weight == nullptr) return;
       A f[decltype(width)::value];
       reader.factors(c, f);
-      sums.add_factors(z, f);
+      sums.sums.add_factors(z, f);
     });
     sums = RowWay<T>::reduce(sums);
     if (threadIdx.x != 0) continue;
@@ -141,19 +132,13 @@ struct RowCoefficients {
     const A log_p = (z - stats.maximum) - stats.log_sum;
     return with_entropy(exp_nonpositive(log_p), log_p) + label * expm1_(log_p);
   }
-  // Compares rather than indexes, so that the arrays stay in registers.
   template <int N>
   FL_INLINE void of_pack(const RowStats<A>& stats, const A (&z)[N], int64_t label_place,
                          A (&gradient)[N]) const {
 #pragma unroll
     for (int j = 0; j < N; ++j) gradient[j] = of_others(stats, z[j]);
     if (label_place < 0 || label_place >= N) return;
-    A z_label = z[0];
-#pragma unroll
-    for (int j = 1; j < N; ++j) z_label = j == label_place ? z[j] : z_label;
-    const A value = of_label(stats, z_label);
-#pragma unroll
-    for (int j = 0; j < N; ++j) gradient[j] = j == label_place ? value : gradient[j];
+    replace_element(gradient, label_place, of_label(stats, element_of(z, label_place)));
   }
 };
 

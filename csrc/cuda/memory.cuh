@@ -72,6 +72,21 @@ FL_INLINE void store_pack(const A (&values)[N], T* destination, bool as_pack) {
   for (int k = 0; k < N; ++k) destination[k] = static_cast<T>(values[k]);
 }
 
+// One element of a pack, by comparing rather than indexing, so that the pack stays in registers.
+template <int N, class A>
+FL_INLINE A element_of(const A (&values)[N], int64_t place) {
+  A value = values[0];
+#pragma unroll
+  for (int k = 1; k < N; ++k) value = k == place ? values[k] : value;
+  return value;
+}
+
+template <int N, class A>
+FL_INLINE void replace_element(A (&values)[N], int64_t place, A value) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) values[k] = k == place ? value : values[k];
+}
+
 // The dtype is the same for every thread, so these branches do not diverge.
 template <int N, class A>
 FL_INLINE void load_any(const void* source, Dtype dtype, int64_t at, A (&out)[N]) {

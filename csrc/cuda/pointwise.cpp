@@ -47,13 +47,14 @@ PointwiseProblem problem_of(const Call& call, const Tensor& leader, const Tensor
 }
 
 template <class T>
-PointwiseGradients<T> gradients_of(Tensor* input, Tensor* target) {
-  const auto data = [](Tensor* out) { return out ? static_cast<T*>(out->mutable_data_ptr()) : nullptr; };
-  return {data(input), data(target)};
+PointwiseGradients<T> gradients_of(const Outputs& out) {
+  const auto data = [](Tensor* of) { return of ? static_cast<T*>(of->mutable_data_ptr()) : nullptr; };
+  return {data(out.input), data(out.target)};
 }
 
+// Fills the gradients, too, where they are given: for an upstream of 1.
 Tensor forward(const Call& call, ScalarType out_dtype, const PointwiseProblem& problem, Tensor loss,
-               Tensor* input_out, Tensor* target_out, cudaStream_t stream) {
+               const Outputs& gradients, cudaStream_t stream) {
   const int64_t blocks = pointwise_blocks(problem.numel);
   const Tensor partial =
       empty_contiguous({problem.reduces && blocks > 1 ? blocks : 0}, ScalarType::Double, call.input);
@@ -62,7 +63,7 @@ Tensor forward(const Call& call, ScalarType out_dtype, const PointwiseProblem& p
     return pointwise_forward<T>(
         call.formula, problem,
         {loss.mutable_data_ptr(), dtype_of(out_dtype), static_cast<double*>(partial.mutable_data_ptr())},
-        gradients_of<T>(input_out, target_out), stream);
+        gradients_of<T>(gradients), stream);
   }));
   return loss;
 }
@@ -76,48 +77,22 @@ Tensor pointwise_forward_cuda(const std::string& formula, const Tensor& input, c
   Tensor loss = reduces ? empty_scalar(out_dtype, input) : empty_like(input, out_dtype);
   if (!reduces && input.numel() == 0) return loss;
   const PointwiseProblem problem = problem_of(call, reduces ? input : loss, nullptr);
-  return forward(call, out_dtype, problem, loss, nullptr, nullptr, launches.stream());
+  return forward(call, out_dtype, problem, loss, {}, launches.stream());
 }
 
-// Gradients of a call, those that are asked for; the others are empty.
-struct Gradients {
-  const Call& call;
-  Tensor input, target;
-
-  Tensor* input_out() { return call.input.numel() > 0 && input.numel() > 0 ? &input : nullptr; }
-  Tensor* target_out() { return call.input.numel() > 0 && target.numel() > 0 ? &target : nullptr; }
-
-  static Gradients made(const Call& call, bool input_grad, bool target_grad) {
-    const auto like = [&](const Tensor& tensor, bool asked) {
-      const ScalarType dtype = tensor.scalar_type();
-      return asked ? empty_like(tensor, dtype) : empty_contiguous({0}, dtype, tensor);
-    };
-    return {call, like(call.input, input_grad), like(call.target, target_grad)};
-  }
-  // Whether those that are asked for lie in memory as the input does.
-  bool follow_input() {
-    const auto order = memory_order(call.input);
-    return !(input_out() && memory_order(input) != order) && !(target_out() && memory_order(target) != order);
-  }
-  void fill(const Tensor* upstream, bool skips_one, cudaStream_t stream) {
-    if (input_out() && target_out() && same_strides(input, target)) {
-      return fill_in_order(upstream, skips_one, &input, &target, stream);
-    }
-    if (input_out()) fill_in_order(upstream, skips_one, &input, nullptr, stream);
-    if (target_out()) fill_in_order(upstream, skips_one, nullptr, &target, stream);
-  }
-
- private:
-  void fill_in_order(const Tensor* upstream, bool skips_one, Tensor* input_out, Tensor* target_out,
-                     cudaStream_t stream) {
-    PointwiseProblem problem = problem_of(call, input_out ? *input_out : *target_out, upstream);
+// An upstream of null is 1; with skips_one, the gradients for that are there already.
+void fill(Gradients& gradients, const Call& call, const Tensor* upstream, bool skips_one,
+          cudaStream_t stream) {
+  if (call.input.numel() == 0) return;
+  gradients.fill([&](const Outputs& out) {
+    PointwiseProblem problem = problem_of(call, out.leader(), upstream);
     problem.skips_one = skips_one;
     STD_CUDA_CHECK(for_element_type(call.input.scalar_type(), [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      return pointwise_backward<T>(call.formula, problem, gradients_of<T>(input_out, target_out), stream);
+      return pointwise_backward<T>(call.formula, problem, gradients_of<T>(out), stream);
     }));
-  }
-};
+  });
+}
 
 std::tuple<Tensor, Tensor, Tensor> pointwise_with_gradients_cuda(
     const std::string& formula, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -127,12 +102,11 @@ std::tuple<Tensor, Tensor, Tensor> pointwise_with_gradients_cuda(
   check_one_upstream(call, input_grad, target_grad);
   const Launches launches(input);
   const cudaStream_t stream = launches.stream();
-  Gradients gradients = Gradients::made(call, input_grad, target_grad);
-  const bool at_once = gradients.follow_input();
-  const Tensor loss =
-      forward(call, out_dtype, problem_of(call, input, nullptr), empty_scalar(out_dtype, input),
-              at_once ? gradients.input_out() : nullptr, at_once ? gradients.target_out() : nullptr, stream);
-  if (!at_once) gradients.fill(nullptr, false, stream);
+  Gradients gradients(call, input_grad, target_grad);
+  const bool at_once = gradients.follow(input);
+  const Tensor loss = forward(call, out_dtype, problem_of(call, input, nullptr),
+                              empty_scalar(out_dtype, input), at_once ? gradients.all() : Outputs{}, stream);
+  if (!at_once) fill(gradients, call, nullptr, false, stream);
   return {loss, gradients.input, gradients.target};
 }
 
@@ -145,8 +119,8 @@ std::tuple<Tensor, Tensor> pointwise_backward_cuda(const std::string& formula, c
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
   check_grad_output(call, grad_output);
   const Launches launches(input);
-  Gradients gradients = Gradients::made(call, input_grad, target_grad);
-  gradients.fill(&grad_output, false, launches.stream());
+  Gradients gradients(call, input_grad, target_grad);
+  fill(gradients, call, &grad_output, false, launches.stream());
   return {gradients.input, gradients.target};
 }
 
@@ -157,13 +131,14 @@ void pointwise_backward_unless_one_cuda(const std::string& formula, const Tensor
                                         double a, double b, const std::string& reduction,
                                         Tensor input_gradient, Tensor target_gradient) {
   const Call call = checked_call(formula, input, target, weight, pos_weight, a, b, reduction);
-  check_one_upstream(call, input_gradient.numel() > 0, target_gradient.numel() > 0 || input.numel() == 0);
+  const bool input_grad = input_gradient.numel() > 0, target_grad = target_gradient.numel() > 0;
+  check_one_upstream(call, input_grad, target_grad || input.numel() == 0);
   check_grad_output(call, grad_output);
-  for (const Tensor* gradient : {&input_gradient, &target_gradient}) {
-    if (gradient->numel() > 0) check_gradient(call, *gradient);
-  }
+  if (input_grad) check_gradient(call, input_gradient);
+  if (target_grad) check_gradient(call, target_gradient);
   const Launches launches(input);
-  Gradients{call, input_gradient, target_gradient}.fill(&grad_output, true, launches.stream());
+  Gradients gradients(input_gradient, target_gradient, input_grad, target_grad);
+  fill(gradients, call, &grad_output, true, launches.stream());
 }
 
 }  // namespace

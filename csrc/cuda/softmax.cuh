@@ -66,6 +66,11 @@ struct TargetSums {
     for (int k = 1; k < N; ++k) largest = max_(largest, z[k]);
     raise(largest);
     logits.add(z);
+    add_factors(z, f);
+  }
+  // After the logits of the same classes.
+  template <int N>
+  FL_INLINE void add_factors(const A (&z)[N], const A (&f)[N]) {
     A gap_part = 0, weight_part = 0;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -338,7 +343,10 @@ struct RowGradient {
     reader.logits(c, z);
 #pragma unroll
     for (int j = 0; j < N; ++j) gradient[j] = of_others * stats.probability(z[j]);
-    if (label >= c && label < c + N) replace_label(static_cast<int>(label - c), z, gradient);
+    if (label >= c && label < c + N) {
+      const A z_label = element_of(z, label - c);
+      replace_element(gradient, label - c, stats.label_gradient(z_label, excess, of_label));
+    }
     if constexpr (kDense) {
       A f[N];
       reader.factors(c, f);
@@ -351,17 +359,6 @@ struct RowGradient {
       for (int j = 0; j < N; ++j) gradient[j] *= transform.derivative(z[j]);
     }
     reader.store(gradient, c);
-  }
-
-  // Compares rather than indexes, so that the arrays stay in registers.
-  template <int N>
-  FL_INLINE void replace_label(int place, const A (&z)[N], A (&gradient)[N]) const {
-    A z_label = z[0];
-#pragma unroll
-    for (int j = 1; j < N; ++j) z_label = j == place ? z[j] : z_label;
-    const A value = stats.label_gradient(z_label, excess, of_label);
-#pragma unroll
-    for (int j = 0; j < N; ++j) gradient[j] = j == place ? value : gradient[j];
   }
 };
 

@@ -57,6 +57,46 @@ inline void check_one_upstream(const Call& call, bool input_grad, bool target_gr
   STD_TORCH_CHECK(input_grad || target_grad, "a gradient must be asked for");
 }
 
+// Gradients that one pass fills: one of them, or both where they share a memory order.
+struct Outputs {
+  Tensor* input;
+  Tensor* target;
+
+  const Tensor& leader() const { return input ? *input : *target; }
+};
+
+// A gradient for each of the tensors that is asked for, and an empty tensor for the other.
+struct Gradients {
+  Tensor input, target;
+  bool input_grad, target_grad;
+
+  Gradients(const Call& call, bool input_grad, bool target_grad)
+      : Gradients(made(call.input, input_grad), made(call.target, target_grad), input_grad, target_grad) {}
+  Gradients(const Tensor& input, const Tensor& target, bool input_grad, bool target_grad)
+      : input(input), target(target), input_grad(input_grad), target_grad(target_grad) {}
+
+  Outputs all() { return {input_grad ? &input : nullptr, target_grad ? &target : nullptr}; }
+
+  // Calls pass(which to fill) for all at once, or one by one where their memory orders differ.
+  template <class Pass>
+  void fill(const Pass& pass) {
+    if (input_grad && target_grad && same_strides(input, target)) return pass(all());
+    if (input_grad) pass(Outputs{&input, nullptr});
+    if (target_grad) pass(Outputs{nullptr, &target});
+  }
+
+  // Whether a pass that fills them adds up the loss in the order in which forward alone does.
+  bool follow(const Tensor& leader) const {
+    const auto order = memory_order(leader);
+    return !(input_grad && memory_order(input) != order) && !(target_grad && memory_order(target) != order);
+  }
+
+ private:
+  static Tensor made(const Tensor& like, bool asked) {
+    return asked ? empty_like(like, like.scalar_type()) : empty_contiguous({0}, like.scalar_type(), like);
+  }
+};
+
 // Of a gradient that is written over.
 inline void check_gradient(const Call& call, const Tensor& gradient) {
   check_like("gradient", gradient, call.input);

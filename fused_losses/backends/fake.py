@@ -29,7 +29,7 @@ AT_ONCE = {
     "cuda": ("pointwise_with_gradients", "pointwise_backward_unless_one_"),
 }
 # Of the extensions alone: that, and work on large memory.
-EXTENSION_OPERATORS = (*AT_ONCE["cpp"], "pointwise_backward_unless_one_", "add_", "scaled")
+EXTENSION_OPERATORS = (*dict.fromkeys(AT_ONCE["cpp"] + AT_ONCE["cuda"]), "add_", "scaled")
 
 # What operators write to, of those that end in an underscore; elsewhere it is the logits.
 MUTATED = {"divergence_backward_": ("student", "teacher")}

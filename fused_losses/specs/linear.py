@@ -245,10 +245,10 @@ def _bench(
     """Drawn on the device: logits of unit variance, and those of the labels larger by about ``peak``."""
 
     def make(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
-        generator, where = torch.Generator(device).manual_seed(0), torch.device(device)
-        input = torch.randn(rows, features, generator=generator, device=where)
-        weight = torch.randn(classes, features, generator=generator, device=where) * features**-0.5
-        labels = torch.randint(classes, (rows,), generator=generator, device=where)
+        generator = torch.Generator(device).manual_seed(0)
+        input = torch.randn(rows, features, generator=generator, device=device)
+        weight = torch.randn(classes, features, generator=generator, device=device) * features**-0.5
+        labels = torch.randint(classes, (rows,), generator=generator, device=device)
         if peak:
             input += peak * weight[labels]
         return input.to(dtype), weight.to(dtype), labels

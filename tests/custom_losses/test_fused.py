@@ -44,8 +44,8 @@ def of(*losses):
     return [entry for entry in CORPUS if entry.loss in losses]
 
 
-def moved(loss, each_device):
-    return loss.to(each_device) if isinstance(loss, torch.nn.Module) else loss
+def moved(loss, to):
+    return loss.to(to) if isinstance(loss, torch.nn.Module) else loss
 
 
 def run(loss, sample, dtype):

@@ -190,9 +190,9 @@ FAULTS = {
     "a later place of the maximum": ("linear", LINEAR, "other.first < first", "other.first > first", WRONG),
     "a label's gradient for everybody": (
         "linear",
-        LINEAR,
-        "j == label_place ? value",
-        "j >= label_place ? value",
+        MEMORY,
+        "k == place ? value :",
+        "k >= place ? value :",
         WRONG,
     ),
     "an entropy without its logarithm": (

@@ -175,7 +175,7 @@ def chunk_rows(rows: int, head: Head, workspace_mb: float | None, buffers: int =
     ``classes`` are those of the largest head that must be cut into the same chunks; None is this head.
     """
     weight, device = head.weight, head.weight.device.type
-    budget = (WORKSPACE_MB.get(device, 1024.0) if workspace_mb is None else workspace_mb) * 2**20
+    budget = (WORKSPACE_MB.get(device, WORKSPACE_MB["cuda"]) if workspace_mb is None else workspace_mb) * 2**20
     row_bytes = buffers * (classes or len(weight)) * weight.element_size()
     fitting = int(budget - (BLOCK_BYTES if device == "cpu" else 0)) // row_bytes
     # In whole tiles of a processor's matrix units.

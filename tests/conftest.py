@@ -1,6 +1,7 @@
 """Settings of the whole suite, and the backends that it loops over."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -62,6 +63,18 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def living_gpu():
+    """Ends a process whose GPU met an assertion: every later test would fail in it, and faster than others run."""
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"the GPU can be used no more: {error}", file=sys.__stderr__, flush=True)
+            os._exit(1)  # a parallel run says which test it was, and goes on in a new process
 
 
 @pytest.fixture

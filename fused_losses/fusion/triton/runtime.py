@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +26,19 @@ from .tiles import PART, PROGRAM
 
 NARROW = 2**31 - 2**22  # what positions in 32 bits stay below, with room for blocks that reach beyond the last one
 
+ALIGNMENT = 16  # bytes; Triton compiles kernels of their own for pointers that are multiples of it
 
-class Plan(NamedTuple):
-    """How a kernel is launched for tensors of given shapes and strides."""
 
-    shapes: list[list[int]]  # of the results
+@dataclass
+class Plan:
+    """How a kernel is launched for tensors of given shapes, strides and alignments."""
+
+    results: list[tuple[str, Callable[[], Tensor]]]  # each with what allocates it
     numbers: list[int]
-    grid: tuple[int]
-    constants: dict[str, Any]
+    programs: int
+    constants: dict[str, Any]  # in the order of the function's arguments
+    options: dict[str, Any]
+    launch: Callable[..., Any] | None = None  # the kernel itself, once Triton has chosen it: it takes half as long
 
 
 class InTriton:
@@ -99,39 +106,46 @@ class _Launcher:
         self._plans: dict[Any, Plan] = {}
 
     def __call__(self, tensors: dict[str, Tensor], parameters: Sequence[float]) -> None:
-        launch = self._launch
         given = [tensors[name] for name in self._given]
-        key = tuple((tensor.shape, tensor.stride()) for tensor in given)
         device = next(iter(tensors.values())).device
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plan(key, tensors, device)
-        else:
-            self._allocate(plan.shapes, tensors, device)
-        if plan.grid[0]:
-            numbers = [parameters[k] for k in self._parameters]
-            operands = [tensors[name] for name in launch.operands]
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                self._function[plan.grid](*operands, *plan.numbers, *numbers, **plan.constants)
+        # With everything that Triton chooses a kernel by.
+        key = (device.index, *[(x.shape, x.stride(), x.data_ptr() % ALIGNMENT) for x in given])
+        plan = self._plans.get(key) or self._plan(key, tensors, device)
+        for name, allocate in plan.results:
+            tensors[name] = allocate()
+        if plan.programs:
+            arguments = [tensors[name] for name in self._launch.operands]
+            arguments += plan.numbers
+            arguments += [parameters[k] for k in self._parameters]
+            with _current(device):
+                self._run(plan, arguments)
+
+    def _run(self, plan: Plan, arguments: Sequence[Any]) -> None:
+        if plan.launch is not None:
+            return plan.launch(*arguments, *plan.constants.values())
+        kernel = self._function[(plan.programs,)](*arguments, **plan.constants, **plan.options)
+        if kernel is not None:  # as there is none in the interpreter
+            plan.launch = kernel[(plan.programs, 1, 1)]
 
     def _plan(self, key: Any, tensors: dict[str, Tensor], device: torch.device) -> Plan:
-        planner = _Planner(self._launch, tensors)
-        self._allocate(planner.shapes, tensors, device)
         if len(self._plans) >= MOST_LAYOUTS:
             self._plans.clear()
-        self._plans[key] = plan = planner.plan()
+        self._plans[key] = plan = _Planner(self._launch, tensors, device).plan()
         return plan
 
-    def _allocate(self, shapes: Sequence[Sequence[int]], tensors: dict[str, Tensor], device: torch.device) -> None:
-        for buffer, shape in zip(self._launch.results, shapes):
-            tensors[buffer.name] = torch.empty(shape, dtype=buffer.dtype, device=device)
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the one that kernels are launched on, where it is not."""
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 class _Planner:
     """Sizes the blocks and the grid of a launch."""
 
-    def __init__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
-        self.launch, self.tensors = launch, tensors
+    def __init__(self, launch: Launch, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self.launch, self.tensors, self.device = launch, dict(tensors), device
         tile = launch.tile
         self.rows, self.batch = self._count(tile.rows), self._count(tile.batch)
         self.lanes = [self._count(nest.lanes) for nest in tile.nests]
@@ -143,7 +157,12 @@ class _Planner:
         self.programs = others * self.parts
         self.own = {PART: self.parts, PROGRAM: self.programs}
         stages = {stage.buffer.name: stage for stage in tile.stages}
-        self.shapes = [self._shape(stages[buffer.name]) for buffer in launch.results]
+        # Of results, only the strides are asked for.
+        self.results = [
+            torch.empty(self._shape(stages[buffer.name]), dtype=buffer.dtype, device="meta")
+            for buffer in launch.results
+        ]
+        self.tensors.update((buffer.name, result) for buffer, result in zip(launch.results, self.results))
 
     def _count(self, axes: Sequence[Axis]) -> int:
         return number_of(product([axis.extent for axis in axes]))(self.tensors)
@@ -153,7 +172,6 @@ class _Planner:
         return along + [len(stage.values)] * (len(stage.values) > 1)
 
     def plan(self) -> Plan:
-        """The launch, once the results are there, whose strides it passes on."""
         launch, tile = self.launch, self.launch.tile
         numbers = [value_of(number, self.tensors) for number in launch.numbers]
         constants: dict[str, Any] = {
@@ -163,9 +181,16 @@ class _Planner:
         for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
             if is_there:
                 constants[name] = size
-        constants["num_warps"] = blocks.warps_of(tile, self.block)
-        constants["enable_fp_fusion"] = False  # x * x - y * y is 0 for equal x and y
-        return Plan(self.shapes, [*numbers, *([self.parts] if tile.shares else [])], (self.programs,), constants)
+        # x * x - y * y is 0 for equal x and y
+        options = {"num_warps": blocks.warps_of(tile, self.block), "enable_fp_fusion": False}
+        numbers += [self.parts] if tile.shares else []
+        return Plan(self._allocators(), numbers, self.programs, constants, options)
+
+    def _allocators(self) -> list[tuple[str, Callable[[], Tensor]]]:
+        """What makes each result: of given strides, which is the fastest."""
+        make = partial(torch.empty_strided, device=self.device)
+        pairs = zip(self.launch.results, self.results)
+        return [(buffer.name, partial(make, like.shape, like.stride(), dtype=like.dtype)) for buffer, like in pairs]
 
     def _reach(self, numbers: Sequence[int]) -> int:
         """The largest position or offset from the start of a pointer."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import triton.backends.nvidia
@@ -18,10 +19,27 @@ stock_run = JITFunction.run
 
 
 class PretendDriver:
-    """What Triton asks of a driver before it launches."""
+    """What Triton asks of a driver before it launches, and a launcher that notes what it is given."""
+
+    # The kernel of each launch, and its grid and arguments; kernels and their launchers outlive a driver.
+    launched: ClassVar[list[tuple[str, tuple]]] = []
 
     def __init__(self, architecture: int):
         self.target = GPUTarget("cuda", architecture, 32)
+        self.utils = self
+
+    def launcher_cls(self, source, metadata):
+        def launch(x, y, z, stream, function, packed, of_launch, enter, leave, *arguments):
+            self.launched.append((source.hash(), (x, y, z, *arguments)))
+
+        return launch
+
+    def load_binary(self, name, kernel, shared, device):
+        module, function, registers, spills, threads = 0, 0, 0, 0, 1024
+        return module, function, registers, spills, threads
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 227 * 1024}
 
     def get_current_target(self):
         return self.target
@@ -68,10 +86,18 @@ class Compiled:
         return len(re.findall(r"LDG\.E[.A-Z0-9]*\.(?:128|256)", self.assembly))
 
 
+def use(architecture: int) -> PretendDriver:
+    """From now on launches run up to the launcher of the driver that is returned."""
+    JITFunction.run = stock_run
+    PretendDriver.launched.clear()
+    driver.set_active(PretendDriver(architecture))
+    return driver.active
+
+
 def install(architecture: int) -> list[Compiled]:
     """From now on launches are compiled for an architecture and collected in the list that is returned."""
     collected: list[Compiled] = []
-    driver.set_active(PretendDriver(architecture))
+    use(architecture)
 
     def run(self, *arguments, grid, warmup, **options):
         kernel = stock_run(self, *arguments, grid=grid, warmup=True, **options)

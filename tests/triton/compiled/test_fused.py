@@ -131,3 +131,31 @@ def test_sizes_and_numbers_need_no_other_kernel():
     assert len(compiled) == 6 and len({kernel.ptx for kernel in compiled}) == 2
     loss(torch.zeros(63, 47), torch.zeros(63, 47), 1.0)
     assert len({kernel.ptx for kernel in compiled}) == 3
+
+
+def test_a_second_call_launches_what_the_first_did():
+    """Past Triton's own choice of a kernel, with the arguments that it would pass."""
+    pretend = pretend_driver.use(90)
+    loss = fuse(lambda x, y, width=1.0: (torch.log1p((x - y).abs() / width) * width).mean(), strict=True)
+    x, y = floats(64, 48), torch.zeros(64, 48)
+    steps = []
+    for width in (1.5, 1.5, 0.5):
+        loss(x, y, width).backward()
+        steps.append([(kernel, list(map(told_apart, arguments))) for kernel, arguments in pretend.launched])
+        pretend.launched.clear()
+    assert len(steps[0]) == 3 and steps[0] == steps[1]
+    halved = [(kernel, [0.5 if a == 1.5 else a for a in arguments]) for kernel, arguments in steps[0]]
+    assert steps[2] == halved != steps[0]
+
+
+def told_apart(argument):
+    return (argument.shape, argument.stride(), argument.dtype) if isinstance(argument, torch.Tensor) else argument
+
+
+def test_a_pointer_between_two_packs_has_another_kernel():
+    pretend = pretend_driver.use(90)
+    loss, memory = fuse(lambda x, y: (x - y).abs().sum(), strict=True), torch.zeros(64 * 48 + 1)
+    for start in (0, 1, 0, 1):
+        loss(memory[start:][: 64 * 48], torch.zeros(64 * 48))
+    first, second, *again = [pretend.launched[k][0] for k in range(0, 8, 2)]
+    assert first != second and again == [first, second]

@@ -8,6 +8,7 @@ template <class T, class A>
 FL_APART void gather(const T* data, const int64_t* places, int64_t n, A* out) {
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) out[i] = widen(data[places[i]]);
+  padded(out, n);
 }
 
 // An argument is an array, or the same for every lane.
@@ -20,32 +21,32 @@ FL_INLINE auto lane(X x, int64_t i) {
   }
 }
 
-#define FL_ONE(name)                                          \
-  template <class A>                                          \
-  FL_APART void name##_(const A* x, int64_t n, A* out) {      \
-    FL_ELEMENTWISE                                            \
-    for (int64_t i = 0; i < n; ++i) out[i] = ::name##_(x[i]); \
+#define FL_ONE(name)                                                 \
+  template <class A>                                                 \
+  FL_APART void name##_(const A* x, int64_t n, A* out) {             \
+    FL_ELEMENTWISE                                                   \
+    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]); \
   }
-#define FL_TWO(name)                                                            \
-  template <class X, class Y, class A>                                          \
-  FL_APART void name##_(X x, Y y, int64_t n, A* out) {                          \
-    FL_ELEMENTWISE                                                              \
-    for (int64_t i = 0; i < n; ++i) out[i] = ::name##_(lane(x, i), lane(y, i)); \
+#define FL_TWO(name)                                                                   \
+  template <class X, class Y, class A>                                                 \
+  FL_APART void name##_(X x, Y y, int64_t n, A* out) {                                 \
+    FL_ELEMENTWISE                                                                     \
+    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(lane(x, i), lane(y, i)); \
   }
 #include "long_functions.h"
 #undef FL_ONE
 #undef FL_TWO
 
 // Far from 0 it takes more of pi than these have.
-#define FL_TURNING(name)                                                                       \
-  FL_APART void name##_(const float* x, int64_t n, float* out) {                               \
-    constexpr float far = 1 << 20;                                                             \
-    bool is_far = false;                                                                       \
-    FL_ELEMENTWISE                                                                             \
-    for (int64_t i = 0; i < n; ++i) out[i] = ::name##_(x[i]), is_far |= abs_(x[i]) > far;      \
-    for (int64_t i = 0; is_far && i < n; ++i) {                                                \
-      if (abs_(x[i]) > far) out[i] = static_cast<float>(std::name(static_cast<double>(x[i]))); \
-    }                                                                                          \
+#define FL_TURNING(name)                                                                         \
+  FL_APART void name##_(const float* x, int64_t n, float* out) {                                 \
+    constexpr float far = 1 << 20;                                                               \
+    bool is_far = false;                                                                         \
+    FL_ELEMENTWISE                                                                               \
+    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]), is_far |= abs_(x[i]) > far; \
+    for (int64_t i = 0; is_far && i < n; ++i) {                                                  \
+      if (abs_(x[i]) > far) out[i] = static_cast<float>(std::name(static_cast<double>(x[i])));   \
+    }                                                                                            \
   }
 FL_TURNING(sin)
 FL_TURNING(cos)
@@ -59,11 +60,11 @@ FL_TURNING(tan)
     for (int64_t i = 0; i < n; ++i) is_positive &= x[i] > 0;                     \
     if (is_positive) {                                                           \
       FL_ELEMENTWISE                                                             \
-      for (int64_t i = 0; i < n; ++i)                                            \
+      for (int64_t i = 0; i < whole(n); ++i)                                     \
         out[i] = static_cast<float>(name##_positive(static_cast<double>(x[i]))); \
     } else {                                                                     \
       FL_ELEMENTWISE                                                             \
-      for (int64_t i = 0; i < n; ++i) out[i] = ::name##_(x[i]);                  \
+      for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]);           \
     }                                                                            \
   }
 FL_REFLECTED(lgamma)
@@ -96,7 +97,7 @@ template <int twice, class A>
 FL_INLINE void half_powers(const A* x, int64_t n, A* out) {
   using Work = std::conditional_t<twice >= -2 && twice <= 4, A, Wide<A>>;
   FL_ELEMENTWISE
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<A>(half_power<twice>(static_cast<Work>(x[i])));
+  for (int64_t i = 0; i < whole(n); ++i) out[i] = static_cast<A>(half_power<twice>(static_cast<Work>(x[i])));
 }
 
 // Every lane to the same power, of which losses mostly have small ones.
@@ -127,7 +128,7 @@ FL_APART void power_(const A* x, A exponent, int64_t n, A* out) {
   }
   // As an array: what is the same for all lanes of a choice keeps a loop from being vectorised.
   alignas(64) A exponents[kBlock];
-  for (int64_t i = 0; i < n; ++i) exponents[i] = exponent;
+  for (int64_t i = 0; i < whole(n); ++i) exponents[i] = exponent;
   pow_(x, exponents, n, out);
 }
 
@@ -138,16 +139,16 @@ namespace apart {
 #define FL_ONE(name)                 \
   template <class A>                 \
   FL_APART A name##_(A x) {          \
-    A result;                        \
-    blocks::name##_(&x, 1, &result); \
-    return result;                   \
+    alignas(64) A one[kWhole] = {x}; \
+    blocks::name##_(one, 1, one);    \
+    return one[0];                   \
   }
-#define FL_TWO(name)                    \
-  template <class A>                    \
-  FL_APART A name##_(A x, A y) {        \
-    A result;                           \
-    blocks::name##_(&x, y, 1, &result); \
-    return result;                      \
+#define FL_TWO(name)                 \
+  template <class A>                 \
+  FL_APART A name##_(A x, A y) {     \
+    alignas(64) A one[kWhole] = {x}; \
+    blocks::name##_(one, y, 1, one); \
+    return one[0];                   \
   }
 #include "long_functions.h"
 #undef FL_ONE

@@ -21,6 +21,18 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // lanes that are computed together
 
+// Lanes are computed in whole vectors: a loop then has no rest, which takes as long to build and, in short
+// blocks, to run. What is beyond a block's own lanes is anything, and is stored in scratch memory alone.
+constexpr int64_t kWhole = 16;
+constexpr int64_t whole(int64_t n) { return (n + kWhole - 1) & -kWhole; }
+
+// Something usual beyond a block's own lanes: a denormal number would take long.
+template <class A>
+FL_APART A* padded(A* block, int64_t n) {
+  for (int64_t i = n; i < whole(n); ++i) block[i] = block[n - 1];
+  return block;
+}
+
 #include "../common/numerics.h"
 #include "../common/low_precision.h"
 #include "../common/stream.h"
@@ -217,16 +229,19 @@ FL_INLINE void with_stride(int64_t stride, const Run& run) {
 template <class T>
 class View : public Steps {
  public:
-  View(const T* data, const Lanes& lanes, const Strides& strides) : Steps(lanes, strides), data_(data) {}
+  // `last` is where the tensor's last element is.
+  View(const T* data, const Lanes& lanes, const Strides& strides, int64_t last)
+      : Steps(lanes, strides), data_(data), last_(last) {}
 
   // n lanes from base on: the memory itself where it can be used as it is, else a converted copy.
   template <class A>
   const A* block(const Seek& at, int64_t n, int64_t base, A* scratch) const {
     if constexpr (std::is_same_v<T, A>) {
-      if (is_adjacent(at, n)) return data_ + base + at.offset;
+      const int64_t start = base + at.offset;
+      if (is_adjacent(at, n) && (n == whole(n) || start + whole(n) <= last_ + 1)) return data_ + start;
     }
     copy(at, n, data_ + base, scratch);
-    return scratch;
+    return padded(scratch, n);
   }
 
  private:
@@ -248,6 +263,7 @@ class View : public Steps {
   }
 
   const T* data_;
+  int64_t last_;
 };
 
 // Indices along one dimension of a tensor that lie in it are those of [0, size), or multiples of a divisor in
@@ -291,7 +307,7 @@ class Guarded {
       const int64_t count = least(n - done, extent_[last] - at[last]);
       const Some inside = divides ? multiples(at, count, base, ranges) : inside_of(at, count, base, ranges);
       if constexpr (std::is_same_v<T, A>) {
-        if (inside.begin == 0 && inside.end == n && inside.pace == 1 && inside.stride == 1) {
+        if (n == whole(n) && inside.begin == 0 && inside.end == n && inside.pace == 1 && inside.stride == 1) {
           return data_ + inside.offset;
         }
       }
@@ -300,7 +316,7 @@ class Guarded {
       at[last] = 0;
       for (int k = last; k-- > 0 && ++at[k] == extent_[k];) at[k] = 0;
     }
-    return scratch;
+    return padded(scratch, n);
   }
 
  private:
@@ -398,7 +414,7 @@ class Output : public Steps {
   template <class A>
   A* place(const Seek& at, int64_t n, int64_t base, A* scratch) const {
     if constexpr (std::is_same_v<T, A>) {
-      if (!streams_ && is_adjacent(at, n)) return data_ + base + at.offset;
+      if (n == whole(n) && !streams_ && is_adjacent(at, n)) return data_ + base + at.offset;
     }
     return scratch;
   }

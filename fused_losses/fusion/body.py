@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 words_of = re.compile(r"[A-Za-z_]\w*").findall
+# Heads of a loop over a block's lanes: rounded up to whole vectors, and its own alone.
+LANES = "FL_ELEMENTWISE", "for (int64_t i = 0; i < whole(n); ++i) {"
+EXACT_LANES = "FL_ELEMENTWISE", "for (int64_t i = 0; i < n; ++i) {"
 
 
 @dataclass
@@ -17,6 +20,7 @@ class Statement:
     defines: str = ""  # the name of what each lane has, or the array of what a block has
     is_call: bool = False
     may_repeat: bool = True  # or must, as often as the loops around the lanes say
+    is_exact: bool = False  # it must not be done beyond the block's own lanes
 
     def __post_init__(self) -> None:
         self.words: list[str] = words_of(self.text)
@@ -29,10 +33,11 @@ class Phase:
     lanes: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     known: set[str] = field(default_factory=set)  # what lanes have in the loop
+    is_exact: bool = False
 
     def lines(self) -> Iterator[str]:
         if self.lanes:
-            yield from ("FL_ELEMENTWISE", "for (int64_t i = 0; i < n; ++i) {", *self.lanes, "}")
+            yield from (*(LANES if not self.is_exact else EXACT_LANES), *self.lanes, "}")
         yield from self.calls
 
 
@@ -64,12 +69,12 @@ class Body:
         self._arrays[name] = array
         self.define(kind, name, f"{array}[i]")
 
-    def store(self, text: str) -> None:
-        self._statements.append(Statement(text, may_repeat=False))
+    def store(self, text: str, is_exact: bool = False) -> None:
+        self._statements.append(Statement(text, may_repeat=False, is_exact=is_exact))
 
     def note(self, text: str) -> None:
-        """A store that has the same effect however often it is done."""
-        self._statements.append(Statement(text))
+        """A store that has the same effect however often it is done to a lane."""
+        self._statements.append(Statement(text, is_exact=True))
 
     def call(self, kind: str, name: str, function: str, arguments: Sequence[tuple[str, str]]) -> None:
         """Defines what a function of a block gives for its arguments: values, each with its C++ type."""
@@ -120,6 +125,7 @@ class Body:
                 continue
             self._bring(statement, phase, home)
             phase.lanes.append(statement.text)
+            phase.is_exact |= statement.is_exact
             phase.known.add(statement.defines)
             home[statement.defines] = phase
         return phases

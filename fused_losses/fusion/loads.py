@@ -49,7 +49,7 @@ def load(nest: Nest, node: Expression) -> str:
         return _follow(nest, kind, data, origin, by_axis, followed, outside)
     if not varies:
         return nest.assign(kind, f"widen({data}[{origin}])", False)
-    return _block(nest, kind, data, origin, by_axis, outside)
+    return _block(nest, kind, name, origin, by_axis, outside)
 
 
 def _outside(nest: Nest, node: Expression) -> Outside:
@@ -70,10 +70,11 @@ def _lanes_of(nest: Nest, kind: str, block: str) -> str:
     return nest.viewed[block]
 
 
-def _block(nest: Nest, kind: str, data: str, origin: str, by_axis: Mapping[str, str], outside: Outside) -> str:
+def _block(nest: Nest, kind: str, name: str, origin: str, by_axis: Mapping[str, str], outside: Outside) -> str:
     """A block of lanes, once for each place; where some lie outside, those are 0."""
+    data = f"a.data_{identifier(name)}"
     if not outside:
-        view = nest.space.view("View", data, by_axis)
+        view = nest.space.view("View", data, by_axis, nest.memory.last(name))
         return _lanes_of(nest, kind, _taken(nest, kind, view, f"{nest.seek(view)}, n, {origin}"))
     guards = [(*nest.split(index), size, _division(index, stride)) for index, size, stride in outside]  # type: ignore[arg-type]
     along = ", ".join(nest.space.strides(lanes) for _, lanes, _, _ in guards)

@@ -34,6 +34,11 @@ class Memory:
             return f"a.stride_{identifier(name)}_{dimension}"
         return product(self.buffers[name].sizes[dimension + 1 :])
 
+    def last(self, name: str) -> str:
+        """Where the last element is."""
+        sizes = enumerate(self.buffers[name].sizes)
+        return total([(f"({size_of(size)} - 1)", self.stride(name, d)) for d, size in sizes if size != ONE])
+
 
 def held(kind: str) -> str:
     """What a block of a C++ type is held as: see ``expressions.HELD``."""

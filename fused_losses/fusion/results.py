@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .body import LANES
 from .expressions import COMPUTED, HELD, identifier
 from .ir import ONE, Axis, Stage
 from .memory import decoded, held, looped, place_among, product, total
@@ -114,7 +115,7 @@ def _cumulate(nest: Nest, stage: Stage, value: str) -> None:
         kept += nest.lanes if nest.of.is_rows else []
         sums = _accumulators(nest, stage, how, product([axis.extent for axis in kept]))
         up_to_here = f"{sums}[{index} + i] = {how}::join({sums}[{index} + i], {value})"
-        nest.body.store(f"{block}[i] = result<{kind}>({up_to_here});")
+        nest.body.store(f"{block}[i] = result<{kind}>({up_to_here});", is_exact=nest.of.is_rows)
     nest.joins.append(put)
 
 
@@ -155,7 +156,8 @@ def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, 
     elif nest.lanes[0] in stage.axes:
         pointer = nest.of.name("p")
         nest.blocks.append(f"{how}::Result* {pointer} = {sums} + {_first_lane(nest, index)};")
-        nest.body.store(f"{pointer}[i] = {how}::join({pointer}[i], {element});")
+        # In rows, what is beyond the last lane is another result.
+        nest.body.store(f"{pointer}[i] = {how}::join({pointer}[i], {element});", is_exact=nest.of.is_rows)
     else:
         block = nest.body.block_of(value, kind)
         positions = "" if place is None else f", {nest.body.block_of(place, 'int64_t')}"
@@ -224,16 +226,15 @@ def _finish_local(nest: Nest, stage: Stage, sums: str, kept: Sequence[Axis]) -> 
         else:
             nest.after += _copied(nest, stage, sums, kept)
         return
-    lanes_loop = ["FL_ELEMENTWISE", "for (int64_t i = 0; i < n; ++i) {"]
     if not kept:
         body: list[str] = []
         joins: list[str] = []
         _local(nest, stage, f"result<{kind}>({sums}[i])", body.append, joins)
-        nest.after += [*lanes_loop, *body, "}", *joins]
+        nest.after += [*LANES, *body, "}", *joins]
         return
     out, origin = _output(nest, stage)
     block = nest.of.array(kind)
-    body = [*lanes_loop, f"{block}[i] = result<{kind}>({sums}[({place_among(kept)}) * kBlock + i]);", "}"]
+    body = [*LANES, f"{block}[i] = result<{kind}>({sums}[({place_among(kept)}) * kBlock + i]);", "}"]
     nest.after += looped(kept, [*body, f"{out}.put({nest.seek(out)}, n, {origin}, {block});"])
 
 

@@ -266,6 +266,36 @@ class View : public Steps {
   int64_t last_;
 };
 
+// Blocks of a tensor for every step of the loops around lanes, which several loops of a pass read in turn:
+// where they must be copied, they are once.
+template <class A>
+class Kept {
+ public:
+  explicit Kept(int64_t steps)
+      : steps_(steps), blocks_(fits() ? steps * kBlock : 0), at_(fits() ? steps : 0) {
+    for (int64_t step = 0; fits() && step < steps; ++step) at_[step] = kNowhere;
+  }
+
+  template <class T>
+  FL_APART const A* block(int64_t step, const View<T>& view, const Seek& at, int64_t n, int64_t base,
+                          A* scratch) const {
+    if (!fits()) return view.block(at, n, base, scratch);
+    A* kept = blocks_ + step * kBlock;
+    if (at_[step] == base + at.offset) return kept;
+    const A* block = view.block(at, n, base, kept);
+    if (block == kept) at_[step] = base + at.offset;
+    return block;
+  }
+
+ private:
+  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+  bool fits() const { return steps_ <= 64; }
+
+  int64_t steps_;
+  Memory<A> blocks_;
+  Memory<int64_t> at_;  // where each of them starts
+};
+
 // Indices along one dimension of a tensor that lie in it are those of [0, size), or multiples of a divisor in
 // [0, divisor * size), whose quotients are `stride` apart in memory.
 struct Range {

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from .expressions import COMPUTED, identifier, size_of
 from .ir import Expression, Index, plain_axis
-from .memory import factor_of, held, total
+from .memory import factor_of, held, place_among, product, total
+from .schedule import names_in
 
 if TYPE_CHECKING:
     from .nest import Nest
@@ -49,7 +50,7 @@ def load(nest: Nest, node: Expression) -> str:
         return _follow(nest, kind, data, origin, by_axis, followed, outside)
     if not varies:
         return nest.assign(kind, f"widen({data}[{origin}])", False)
-    return _block(nest, kind, name, origin, by_axis, outside)
+    return _block(nest, kind, node, origin, by_axis, outside)
 
 
 def _outside(nest: Nest, node: Expression) -> Outside:
@@ -70,12 +71,17 @@ def _lanes_of(nest: Nest, kind: str, block: str) -> str:
     return nest.viewed[block]
 
 
-def _block(nest: Nest, kind: str, name: str, origin: str, by_axis: Mapping[str, str], outside: Outside) -> str:
+def _block(nest: Nest, kind: str, node: Expression, origin: str, by_axis: Mapping[str, str], outside: Outside) -> str:
     """A block of lanes, once for each place; where some lie outside, those are 0."""
-    data = f"a.data_{identifier(name)}"
+    data = f"a.data_{identifier(node['buffer'])}"
     if not outside:
-        view = nest.space.view("View", data, by_axis, nest.memory.last(name))
-        return _lanes_of(nest, kind, _taken(nest, kind, view, f"{nest.seek(view)}, n, {origin}"))
+        view = nest.space.view("View", data, by_axis, nest.memory.last(node["buffer"]))
+        place = f"{nest.seek(view)}, n, {origin}"
+        steps = [axis for axis in nest.outside if axis.name in names_in(node["index"])]
+        if steps and nest.of.takes_again(node):
+            kept = nest.of.kept(kind, (view, origin), product([axis.extent for axis in steps]))
+            return _lanes_of(nest, kind, _taken(nest, kind, kept, f"{place_among(steps)}, {view}, {place}"))
+        return _lanes_of(nest, kind, _taken(nest, kind, view, place))
     guards = [(*nest.split(index), size, _division(index, stride)) for index, size, stride in outside]  # type: ignore[arg-type]
     along = ", ".join(nest.space.strides(lanes) for _, lanes, _, _ in guards)
     ranges = ", ".join(f"{{{base}, {size}{division}}}" for base, _, size, division in guards)

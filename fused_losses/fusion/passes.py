@@ -6,10 +6,12 @@ the outer axes after the other; in *columns*, along the outer axes, for one poin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from .expressions import size_of
-from .ir import Axis
+from .ir import Axis, Expression
 from .memory import Memory, decoded, held, product
 from .nest import Nest
 from .schedule import Kernel
@@ -70,6 +72,9 @@ class Pass:
         self.at_end: list[str] = []  # of a task
         self.at_block: list[str] = []  # of a block of columns
         self.finish: list[str] = []
+        loads = Counter(key for loop in kernel.loops for key in {_place_of(node) for s in loop.stages for node in s.loads})
+        self._again = {key for key, loops in loads.items() if loops > 1 and not is_rows}
+        self._kept: dict[tuple[str, str], str] = {}
         if is_rows:
             self.spaces = [Space(f"lanes_{k}", loop.along, self.name) for k, loop in enumerate(kernel.loops)]
         else:
@@ -90,6 +95,17 @@ class Pass:
         name = name or self.name("r")
         self.scratch.append(f"alignas(64) {held(kind)} {name}[kBlock];")
         return name
+
+    def takes_again(self, load: Expression) -> bool:
+        """Whether several loops around lanes read the same element."""
+        return _place_of(load) in self._again
+
+    def kept(self, kind: str, where: tuple[str, str], steps: str) -> str:
+        """The name of what keeps the blocks of a view from one loop to the next."""
+        if where not in self._kept:
+            self._kept[where] = kept = self.name("kept")
+            self.scratch.append(f"const Kept<{held(kind)}> {kept}({steps});")
+        return self._kept[where]
 
     def _rows(self, body: list[str]) -> list[str]:
         rest = self.kernel.rest
@@ -127,6 +143,10 @@ class Pass:
             loop = "for (int64_t part = parts.first(task); part < parts.last(task); ++part) {"
             body = [loop, *decoded("part", self.kernel.batch), *self.at_part, *body, "}"]
         return [*self.partials, *head, *self.scratch, *self.at_start, *body, *self.at_end, "});"]
+
+
+def _place_of(load: Expression) -> Any:
+    return load["buffer"], load["index"]
 
 
 def inner_size(kernel: Kernel) -> str:

@@ -104,14 +104,14 @@ def unified(program: Program) -> list[Stage | Extern]:
             along.update((buffer.name, [None] * len(buffer.sizes)) for buffer in step.buffers)
             steps.append(step)
             continue
-        names = _common_names(step, along, extents, made)
+        names = _commonnames_in(step, along, extents, made)
         steps.append(_renamed(step, names))
         along[step.buffer.name] = [names.get(axis.name) for axis in step.axes] + [None] * (len(step.values) - 1)
         made.add(step.buffer.name)
     return steps
 
 
-def _common_names(
+def _commonnames_in(
     stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size], made: set[str]
 ) -> dict[str, str]:
     """For each axis of a stage the name it has where the same buffers are made or read by others, or a fitting one."""
@@ -265,13 +265,13 @@ def _places(stages: Sequence[Stage]) -> Iterator[set[str]]:
     for stage in stages:
         for node in stage.expression.nodes:
             if node.op == "index":
-                yield _names((node["value"],))
+                yield names_in((node["value"],))
             elif node.op == "load":
-                yield _names(node["index"])
-                yield from (_names((index,)) for index in node["index"] if node["guarded"])
+                yield names_in(node["index"])
+                yield from (names_in((index,)) for index in node["index"] if node["guarded"])
 
 
-def _names(indices: Sequence[Index | Expression]) -> set[str]:
+def names_in(indices: Sequence[Index | Expression]) -> set[str]:
     return {name for index in indices if isinstance(index, Index) for name, _ in index.terms}
 
 

@@ -21,32 +21,33 @@ FL_INLINE auto lane(X x, int64_t i) {
   }
 }
 
-#define FL_ONE(name)                                                 \
-  template <class A>                                                 \
-  FL_APART void name##_(const A* x, int64_t n, A* out) {             \
-    FL_ELEMENTWISE                                                   \
-    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]); \
+#define FL_ONE(name)                                                                \
+  template <class A>                                                                \
+  FL_APART void name##_(const A* x, int64_t n, A* out) {                            \
+    FL_ELEMENTWISE                                                                  \
+    for (int64_t i = 0, lanes = whole(n); i < lanes; ++i) out[i] = ::name##_(x[i]); \
   }
-#define FL_TWO(name)                                                                   \
-  template <class X, class Y, class A>                                                 \
-  FL_APART void name##_(X x, Y y, int64_t n, A* out) {                                 \
-    FL_ELEMENTWISE                                                                     \
-    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(lane(x, i), lane(y, i)); \
+#define FL_TWO(name)                                                                                  \
+  template <class X, class Y, class A>                                                                \
+  FL_APART void name##_(X x, Y y, int64_t n, A* out) {                                                \
+    FL_ELEMENTWISE                                                                                    \
+    for (int64_t i = 0, lanes = whole(n); i < lanes; ++i) out[i] = ::name##_(lane(x, i), lane(y, i)); \
   }
 #include "long_functions.h"
 #undef FL_ONE
 #undef FL_TWO
 
 // Far from 0 it takes more of pi than these have.
-#define FL_TURNING(name)                                                                         \
-  FL_APART void name##_(const float* x, int64_t n, float* out) {                                 \
-    constexpr float far = 1 << 20;                                                               \
-    bool is_far = false;                                                                         \
-    FL_ELEMENTWISE                                                                               \
-    for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]), is_far |= abs_(x[i]) > far; \
-    for (int64_t i = 0; is_far && i < n; ++i) {                                                  \
-      if (abs_(x[i]) > far) out[i] = static_cast<float>(std::name(static_cast<double>(x[i])));   \
-    }                                                                                            \
+#define FL_TURNING(name)                                                                       \
+  FL_APART void name##_(const float* x, int64_t n, float* out) {                               \
+    constexpr float far = 1 << 20;                                                             \
+    bool is_far = false;                                                                       \
+    FL_ELEMENTWISE                                                                             \
+    for (int64_t i = 0, lanes = whole(n); i < lanes; ++i)                                      \
+      out[i] = ::name##_(x[i]), is_far |= abs_(x[i]) > far;                                    \
+    for (int64_t i = 0; is_far && i < n; ++i) {                                                \
+      if (abs_(x[i]) > far) out[i] = static_cast<float>(std::name(static_cast<double>(x[i]))); \
+    }                                                                                          \
   }
 FL_TURNING(sin)
 FL_TURNING(cos)
@@ -54,18 +55,18 @@ FL_TURNING(tan)
 #undef FL_TURNING
 
 // Most blocks are positive, and need no reflection.
-#define FL_REFLECTED(name)                                                       \
-  FL_APART void name##_(const float* x, int64_t n, float* out) {                 \
-    bool is_positive = true;                                                     \
-    for (int64_t i = 0; i < n; ++i) is_positive &= x[i] > 0;                     \
-    if (is_positive) {                                                           \
-      FL_ELEMENTWISE                                                             \
-      for (int64_t i = 0; i < whole(n); ++i)                                     \
-        out[i] = static_cast<float>(name##_positive(static_cast<double>(x[i]))); \
-    } else {                                                                     \
-      FL_ELEMENTWISE                                                             \
-      for (int64_t i = 0; i < whole(n); ++i) out[i] = ::name##_(x[i]);           \
-    }                                                                            \
+#define FL_REFLECTED(name)                                                            \
+  FL_APART void name##_(const float* x, int64_t n, float* out) {                      \
+    bool is_positive = true;                                                          \
+    for (int64_t i = 0; i < n; ++i) is_positive &= x[i] > 0;                          \
+    if (is_positive) {                                                                \
+      FL_ELEMENTWISE                                                                  \
+      for (int64_t i = 0, lanes = whole(n); i < lanes; ++i)                           \
+        out[i] = static_cast<float>(name##_positive(static_cast<double>(x[i])));      \
+    } else {                                                                          \
+      FL_ELEMENTWISE                                                                  \
+      for (int64_t i = 0, lanes = whole(n); i < lanes; ++i) out[i] = ::name##_(x[i]); \
+    }                                                                                 \
   }
 FL_REFLECTED(lgamma)
 FL_REFLECTED(digamma)
@@ -97,7 +98,8 @@ template <int twice, class A>
 FL_INLINE void half_powers(const A* x, int64_t n, A* out) {
   using Work = std::conditional_t<twice >= -2 && twice <= 4, A, Wide<A>>;
   FL_ELEMENTWISE
-  for (int64_t i = 0; i < whole(n); ++i) out[i] = static_cast<A>(half_power<twice>(static_cast<Work>(x[i])));
+  for (int64_t i = 0, lanes = whole(n); i < lanes; ++i)
+    out[i] = static_cast<A>(half_power<twice>(static_cast<Work>(x[i])));
 }
 
 // Every lane to the same power, of which losses mostly have small ones.
@@ -128,7 +130,7 @@ FL_APART void power_(const A* x, A exponent, int64_t n, A* out) {
   }
   // As an array: what is the same for all lanes of a choice keeps a loop from being vectorised.
   alignas(64) A exponents[kBlock];
-  for (int64_t i = 0; i < whole(n); ++i) exponents[i] = exponent;
+  for (int64_t i = 0, lanes = whole(n); i < lanes; ++i) exponents[i] = exponent;
   pow_(x, exponents, n, out);
 }
 

@@ -95,6 +95,40 @@ FL_INLINE float trunc_(float x) { return __builtin_truncf(x); }
 FL_INLINE double trunc_(double x) { return __builtin_trunc(x); }
 FL_INLINE float round_(float x) { return __builtin_nearbyintf(x); }
 FL_INLINE double round_(double x) { return __builtin_nearbyint(x); }
+// Chooses alike for all lanes: a choice that no lane has a say in keeps a loop from being vectorised.
+template <class A>
+class Choice {
+ public:
+  FL_INLINE explicit Choice(bool first) : first_(first ? ~Bits(0) : Bits(0)) {}
+  FL_INLINE A of(A a, A b) const { return bits<A>((bits<Bits>(a) & first_) | (bits<Bits>(b) & ~first_)); }
+
+ private:
+  using Bits = std::conditional_t<
+      sizeof(A) == 8, uint64_t,
+      std::conditional_t<sizeof(A) == 4, uint32_t, std::conditional_t<sizeof(A) == 2, uint16_t, uint8_t>>>;
+  Bits first_;
+};
+
+// Divides lanes by what is the same for all of them, in a few operations that are many times as fast as a
+// division: by a reciprocal in two parts, of a divisor whose own does not over- or underflow. By powers of
+// two and where it is a whole number, the quotient is exact; else a last digit may differ, which is rare.
+template <class A>
+class Divisor {
+ public:
+  FL_INLINE explicit Divisor(A divisor) {
+    using limits = std::numeric_limits<A>;
+    const A big = static_cast<A>(1ull << 60), size = abs_(divisor);
+    scale_ = size < A(1) / big ? big : size > big ? A(1) / big : A(1);
+    const A scaled = divisor * scale_;
+    // Too small, so that both parts have the divisor's sign: infinity meets no other one.
+    high_ = (A(1) - limits::epsilon()) / scaled;
+    low_ = size > 0 && size <= limits::max() ? fma_(-high_, scaled, A(1)) / scaled : high_;
+  }
+  FL_INLINE A quotient(A x) const { return fma_(x, high_, x * low_) * scale_; }
+
+ private:
+  A high_, low_, scale_;
+};
 template <class A>
 FL_INLINE A rsqrt_(A x) {
   return A(1) / sqrt_(x);

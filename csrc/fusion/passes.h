@@ -52,6 +52,10 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 FL_INLINE bool lies_in(int64_t index, int64_t size) {
   return static_cast<uint64_t>(index) < static_cast<uint64_t>(size);
 }
+// A lane's number, or one on its side of all lanes.
+FL_INLINE int32_t lane_of(int64_t lane) {
+  return static_cast<int32_t>(lane < 0 ? -1 : lane > kBlock ? kBlock : lane);
+}
 // Negative exactly where it is not: what adds up over lanes in one operation.
 FL_INLINE int64_t straying(int64_t index, int64_t size) {
   return index | static_cast<int64_t>(static_cast<uint64_t>(size) - 1 - static_cast<uint64_t>(index));

@@ -28,17 +28,12 @@ STORED = {
 HELD = STORED | {low: STORED[wide] for low, wide in WIDE.items()}
 COMPUTED = HELD | {torch.bool: "bool"}
 
-INFIX = {
+COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+INFIX = COMPARISONS | {
     "add": "+",
     "sub": "-",
     "mul": "*",
     "div": "/",
-    "lt": "<",
-    "le": "<=",
-    "gt": ">",
-    "ge": ">=",
-    "eq": "==",
-    "ne": "!=",
     "logical_and": "&",
     "logical_or": "|",
     "logical_xor": "^",

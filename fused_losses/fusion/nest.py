@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from .body import Body, words_of
-from .expressions import COMPUTED, constant, identifier, is_blockwise, operation, size_of
+from .expressions import COMPARISONS, COMPUTED, constant, identifier, is_blockwise, operation, size_of
 from .ir import ZERO, Expression, Index, Stage
 from .loads import load
 from .memory import factor_of, looped, total
@@ -77,6 +79,8 @@ class Nest:
             return self.assign(kind, f"static_cast<{kind}>({size_of(node['value'])})", False)
         if node.op == "index":
             return self.assign("int64_t", *self.position(node["value"]))
+        if node.op in COMPARISONS and (text := self._lane_compared(node)):
+            return self.assign("bool", text, True)
         arguments = [self.values[id(argument)] for argument in node.arguments]
         varies = self.body.vary(arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
@@ -87,7 +91,28 @@ class Nest:
             return self._checked(arguments[0], size_of(node["size"]), varies)
         if varies and is_blockwise(node):
             return self._over_block(node, arguments)
+        if varies and node.op == "div" and node.dtype.is_floating_point and arguments[1] not in self.body:
+            divisor = self.assign(f"Divisor<{kind}>", f"Divisor<{kind}>({arguments[1]})", False)
+            return self.assign(kind, f"{divisor}.quotient({arguments[0]})", True)
+        if varies and node.op == "where" and node.dtype is not torch.bool and arguments[0] not in self.body:
+            choice = self.assign(f"Choice<{kind}>", f"Choice<{kind}>({arguments[0]})", False)
+            return self.assign(kind, f"{choice}.of({arguments[1]}, {arguments[2]})", True)
         return self.assign(kind, operation(node, arguments, varies), varies)
+
+    def _lane_compared(self, node: Expression) -> str:
+        """A position along the lanes, compared with what is the same for all: in 32 bits, as wide as float's lanes."""
+        index, other = node.arguments
+        bound = self.values[id(other)]
+        if index.op != "index" or self.body.vary([bound]):
+            return ""
+        base, lanes = self.split(index["value"])
+        if index["value"].divisor != 1 or len(self.lanes) != 1 or list(lanes.values()) != ["1"]:
+            return ""
+        text = f"lane_of({bound} - ({base}) - begin)"
+        if (text, False) not in self.texts:
+            self.texts[text, False] = lane = self.of.name("v")
+            self.blocks.append(f"const int32_t {lane} = {text};")
+        return f"static_cast<int32_t>(i) {COMPARISONS[node.op]} {self.texts[text, False]}"
 
     def _over_block(self, node: Expression, arguments: Sequence[str]) -> str:
         # The exponent of a block is looked at once for all of its lanes.

@@ -72,8 +72,9 @@ class Pass:
         self.at_end: list[str] = []  # of a task
         self.at_block: list[str] = []  # of a block of columns
         self.finish: list[str] = []
-        loads = Counter(key for loop in kernel.loops for key in {_place_of(node) for s in loop.stages for node in s.loads})
-        self._again = {key for key, loops in loads.items() if loops > 1 and not is_rows}
+        read = ({_place_of(load) for stage in loop.stages for load in stage.loads} for loop in kernel.loops)
+        loops = Counter(place for places in read for place in places)
+        self._again = {place for place, count in loops.items() if count > 1 and not is_rows}
         self._kept: dict[tuple[str, str], str] = {}
         if is_rows:
             self.spaces = [Space(f"lanes_{k}", loop.along, self.name) for k, loop in enumerate(kernel.loops)]

@@ -71,6 +71,12 @@ def dot(self, left, right, total, *precision):
     return Handle(np.matmul(widened(left).astype(wide), widened(right).astype(wide)) + total.data, total.dtype.scalar)
 
 
+def fma(self, left, right, addend):
+    """Rounded once: a product of two numbers of fp32 is one of fp64."""
+    wide = [argument.data.astype(np.float64) for argument in (left, right, addend)]
+    return Handle((wide[0] * wide[1] + wide[2]).astype(addend.data.dtype), addend.dtype.scalar)
+
+
 def convert(argument):
     if isinstance(argument, float):  # our kernels declare their scalars fp64; the interpreter would lose that
         return tl.tensor(Handle(np.array([argument], dtype=np.float64), tl.float64), tl.float64)
@@ -103,7 +109,7 @@ def install() -> None:
     for name, function in STAND_INS.items():
         setattr(libdevice, name, stand_in(function))
     Builder.cast_impl, Builder.binary_op, Builder.unary_op = cast, binary, unary
-    Builder.create_dot = dot
+    Builder.create_dot, Builder.create_fma = dot, fma
     # The hardware's maximum drops NaN unless told otherwise.
     Builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
     Builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)

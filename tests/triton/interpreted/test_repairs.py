@@ -32,6 +32,13 @@ def scalar_kernel(out, value: tl.float64):
     tl.store(out, tl.cast(value, tl.float64))
 
 
+@triton.jit
+def fma_kernel(a, b, out, COUNT: tl.constexpr):
+    index = tl.arange(0, COUNT)
+    x, y = tl.load(a + index), tl.load(b + index)
+    tl.store(out + index, tl.fma(x, y, -(x * y)))
+
+
 def test_bfloat16_rounds_to_nearest_even():
     x = torch.randn(1024)
     x[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
@@ -45,6 +52,13 @@ def test_bfloat16_arithmetic():
     out = torch.empty_like(a)
     add_kernel[(1,)](a, b, out, COUNT=1024)
     assert torch.equal(out, a + b)
+
+
+def test_a_multiply_add_rounds_once():
+    a, b = torch.randn(2, 1024).unbind()
+    out = torch.empty_like(a)
+    fma_kernel[(1,)](a, b, out, COUNT=1024)
+    assert torch.equal(out.double(), a.double() * b.double() - (a * b).double()) and out.any()
 
 
 @triton.jit

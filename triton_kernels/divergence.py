@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .numerics import expm1_near_zero, log1p, log_below_one, over
+from .numerics import expm1_near_zero, log1p, log_below_one, over, reciprocal
 
 
 @triton.jit
@@ -30,32 +30,35 @@ def log_ratios(log_s, log_t, beta):
 
 
 @triton.jit
-def terms(log_s, log_t, beta, DIVERGENCE: tl.constexpr):
-    """A class's value, and p times the value's derivative with respect to p, for the student's p and the teacher's."""
-    s, t = tl.exp(log_s), tl.exp(log_t)
+def terms(s, t, log_s, log_t, sum_s, sum_t, scale_s, scale_t, beta, DIVERGENCE: tl.constexpr):
+    """A class's value, and its weights s and t times the value's derivatives with respect to the probabilities.
+
+    Rounded probabilities would not sum to 1, and where one class has nearly everything, its gradient would show it.
+    """
     if DIVERGENCE == "forward_kl":
-        value = times_log(t, log_t - log_s)
-        return value, -t, value
+        of_teacher = times_log(t, log_t - log_s)
+        return of_teacher * scale_t, -t * (scale_t * sum_s), of_teacher
     elif DIVERGENCE == "reverse_kl":
-        value = times_log(s, log_s - log_t)
-        return value, value, -s
+        of_student = times_log(s, log_s - log_t)
+        return of_student * scale_s, of_student, -s * (scale_s * sum_t)
     elif DIVERGENCE == "jsd":
         ratio_s, ratio_t = log_ratios(log_s, log_t, beta)
         of_student = (1.0 - beta) * times_log(s, ratio_s)
         of_teacher = beta * times_log(t, ratio_t)
-        return of_student + of_teacher, of_student, of_teacher
+        return of_student * scale_s + of_teacher * scale_t, of_student, of_teacher
     else:
         tl.static_assert(DIVERGENCE == "tvd", "there is no such divergence")
-        sign = tl.where(s > t, 0.5, tl.where(s < t, -0.5, 0.0))
+        p_s, p_t = s * scale_s, t * scale_t
+        sign = tl.where(p_s > p_t, 0.5, tl.where(p_s < p_t, -0.5, 0.0))
         # larger - smaller = larger (1 - exp(their logarithms' difference)), where both are near 1, too
         smaller = -tl.abs(log_s - log_t)
-        value = 0.5 * times_log(tl.maximum(s, t), -expm1_nonpositive(smaller, tl.exp(smaller)))
+        value = 0.5 * times_log(tl.maximum(p_s, p_t), -expm1_nonpositive(smaller, tl.exp(smaller)))
         return value, s * sign, -t * sign
 
 
 @triton.jit
-def log_sum_of_row(logits, classes, temperature, accumulate: tl.constexpr, BLOCK: tl.constexpr):
-    """The maximum of a row and the logarithm of its sum of exponentials."""
+def row_sums(logits, classes, temperature, accumulate: tl.constexpr, BLOCK: tl.constexpr):
+    """The maximum of a row, the sum of exp(z - maximum) and its logarithm."""
     maximum = tl.full((), float("-inf"), accumulate)
     top = tl.zeros((), accumulate)
     rest = tl.zeros((), accumulate)
@@ -72,22 +75,61 @@ def log_sum_of_row(logits, classes, temperature, accumulate: tl.constexpr, BLOCK
         top += tl.sum(is_top, axis=0)
         rest += tl.sum(tl.exp(z - reference) - is_top, axis=0)
         maximum = larger
-    return maximum, tl.where(maximum == float("-inf"), float("nan"), log1p(rest + (top - 1.0)))
+    log_sum = tl.where(maximum == float("-inf"), float("nan"), log1p(rest + (top - 1.0)))
+    return maximum, top + rest, log_sum
 
 
 @triton.jit
-def add_to(total, lost, value, COMPENSATED: tl.constexpr):
-    """A sum, and what its additions rounded away: total - lost is nearly exact."""
-    if not COMPENSATED:
-        return total + value, lost
-    corrected = value - lost
-    larger = total + corrected
-    return larger, (larger - total) - corrected
+def weights(z, maximum, log_sum):
+    """exp(z - maximum), weights of the classes, and the logarithms of their probabilities."""
+    below = z - maximum
+    return tl.exp(below), below - log_sum
 
 
 @triton.jit
-def sum_of(total, lost, COMPENSATED: tl.constexpr):
-    return tl.sum(total.to(tl.float64) - lost.to(tl.float64)) if COMPENSATED else tl.sum(total)
+def add_to(total, lost, value, EXACT: tl.constexpr):
+    """A sum, and what its additions rounded away."""
+    larger = total + value
+    if not EXACT:
+        return larger, lost
+    added = larger - total
+    return larger, lost + ((total - (larger - added)) + (value - added))
+
+
+@triton.jit
+def sum_of(total, lost):
+    return tl.sum(total.to(tl.float64) + lost.to(tl.float64))
+
+
+@triton.jit
+def mean_of(total, weights, accumulate: tl.constexpr):
+    """The mean of a derivative, rounded, and what that lost; nothing is left of infinity."""
+    mean = total / weights
+    high = mean.to(accumulate)
+    low = (mean - high.to(tl.float64)).to(accumulate)
+    return high, tl.where(low == low, low, 0.0)
+
+
+@triton.jit
+def keep(place, rows, maximum, sum, log_sum, high, low):
+    tl.store(place, maximum)
+    tl.store(place + rows, sum)
+    tl.store(place + 2 * rows, log_sum)
+    tl.store(place + 3 * rows, high)
+    tl.store(place + 4 * rows, low)
+
+
+@triton.jit
+def known(place, rows):
+    """What was kept."""
+    maximum, sum, log_sum = tl.load(place), tl.load(place + rows), tl.load(place + 2 * rows)
+    return maximum, sum, log_sum, tl.load(place + 3 * rows), tl.load(place + 4 * rows)
+
+
+@triton.jit
+def from_mean(term, weight, high, low):
+    """weight (derivative - mean), from the weight times the derivative."""
+    return tl.fma(-weight, low, tl.fma(-weight, high, term))
 
 
 @triton.jit
@@ -111,39 +153,39 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64)
     of_s, of_t = student + row * stride_student, teacher + row * stride_teacher
     # Of one row rather than two, and so in blocks of twice as many classes.
-    maximum_s, log_sum_s = log_sum_of_row(of_s, classes, temperature, accumulate, 2 * BLOCK)
-    maximum_t, log_sum_t = log_sum_of_row(of_t, classes, temperature, accumulate, 2 * BLOCK)
-    # Where one class has nearly everything, its gradient is the difference of a total and nearly the same.
-    COMPENSATED: tl.constexpr = student.dtype.element_ty.primitive_bitwidth >= 32
-    loss = tl.zeros((BLOCK,), accumulate)
-    total_s, lost_s = tl.zeros((BLOCK,), accumulate), tl.zeros((BLOCK,), accumulate)
-    total_t, lost_t = tl.zeros((BLOCK,), accumulate), tl.zeros((BLOCK,), accumulate)
-    for start in range(0, classes, BLOCK):
-        columns = start + tl.arange(0, BLOCK).to(tl.int64)
+    maximum_s, sum_s, log_sum_s = row_sums(of_s, classes, temperature, accumulate, 2 * BLOCK)
+    maximum_t, sum_t, log_sum_t = row_sums(of_t, classes, temperature, accumulate, 2 * BLOCK)
+    scale_s, scale_t = reciprocal(sum_s), reciprocal(sum_t)
+    # Where one class has nearly everything, its derivative is nearly the mean over the row: which is in two parts, and
+    # by the weights as the gradient has them, not as they were summed before the row's maximum was known.
+    EXACT: tl.constexpr = student.dtype.element_ty == tl.float32
+    PART: tl.constexpr = BLOCK // 2 if EXACT and BLOCK > 1 else BLOCK  # exact sums take twice the registers
+    loss = tl.zeros((PART,), accumulate)
+    total_s, lost_s = tl.zeros((PART,), accumulate), tl.zeros((PART,), accumulate)
+    total_t, lost_t = tl.zeros((PART,), accumulate), tl.zeros((PART,), accumulate)
+    weights_s, rest_s = tl.zeros((PART,), accumulate), tl.zeros((PART,), accumulate)
+    weights_t, rest_t = tl.zeros((PART,), accumulate), tl.zeros((PART,), accumulate)
+    for start in range(0, classes, PART):
+        columns = start + tl.arange(0, PART).to(tl.int64)
         mask = columns < classes
         z_s = over(tl.load(of_s + columns, mask=mask, other=0.0).to(accumulate), temperature)
         z_t = over(tl.load(of_t + columns, mask=mask, other=0.0).to(accumulate), temperature)
-        log_s = (z_s - maximum_s) - log_sum_s
-        log_t = (z_t - maximum_t) - log_sum_t
-        value, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
+        s, log_s = weights(z_s, maximum_s, log_sum_s)
+        t, log_t = weights(z_t, maximum_t, log_sum_t)
+        value, of_student, of_teacher = terms(s, t, log_s, log_t, sum_s, sum_t, scale_s, scale_t, beta, DIVERGENCE)
         loss += tl.where(mask, value, 0.0)
-        total_s, lost_s = add_to(total_s, lost_s, tl.where(mask, of_student, 0.0), COMPENSATED)
-        total_t, lost_t = add_to(total_t, lost_t, tl.where(mask, of_teacher, 0.0), COMPENSATED)
+        total_s, lost_s = add_to(total_s, lost_s, tl.where(mask, of_student, 0.0), EXACT)
+        total_t, lost_t = add_to(total_t, lost_t, tl.where(mask, of_teacher, 0.0), EXACT)
+        weights_s, rest_s = add_to(weights_s, rest_s, tl.where(mask, s, 0.0), EXACT)
+        weights_t, rest_t = add_to(weights_t, rest_t, tl.where(mask, t, 0.0), EXACT)
     loss = tl.sum(loss)
-    total_s = sum_of(total_s, lost_s, COMPENSATED)
-    total_t = sum_of(total_t, lost_t, COMPENSATED)
-    # Known beforehand, but for a NaN, which must stay.
-    if DIVERGENCE == "forward_kl":
-        total_s = tl.where(total_s == total_s, -1.0, total_s)
-    elif DIVERGENCE == "reverse_kl":
-        total_t = tl.where(total_t == total_t, -1.0, total_t)
+    weights_s = sum_of(weights_s, rest_s)
+    weights_t = sum_of(weights_t, rest_t)
+    high_s, low_s = mean_of(sum_of(total_s, lost_s), weights_s, accumulate)
+    high_t, low_t = mean_of(sum_of(total_t, lost_t), weights_t, accumulate)
     tl.store(losses + row, loss)
-    tl.store(statistics + row, maximum_s)
-    tl.store(statistics + rows + row, log_sum_s)
-    tl.store(statistics + 2 * rows + row, maximum_t)
-    tl.store(statistics + 3 * rows + row, log_sum_t)
-    tl.store(statistics + 4 * rows + row, total_s.to(accumulate))
-    tl.store(statistics + 5 * rows + row, total_t.to(accumulate))
+    keep(statistics + row, rows, maximum_s, sum_s, log_sum_s, high_s, low_s)
+    keep(statistics + 5 * rows + row, rows, maximum_t, sum_t, log_sum_t, high_t, low_t)
 
 
 @triton.jit
@@ -173,25 +215,25 @@ def backward_kernel(
     beta, temperature = tl.cast(beta, accumulate), tl.cast(temperature, accumulate)
     row = tl.program_id(0).to(tl.int64)
     upstream = tl.load(grad_losses + row).to(accumulate)
-    maximum_s, log_sum_s = tl.load(statistics + row), tl.load(statistics + rows + row)
-    maximum_t, log_sum_t = tl.load(statistics + 2 * rows + row), tl.load(statistics + 3 * rows + row)
-    total_s, total_t = tl.load(statistics + 4 * rows + row), tl.load(statistics + 5 * rows + row)
+    maximum_s, sum_s, log_sum_s, high_s, low_s = known(statistics + row, rows)
+    maximum_t, sum_t, log_sum_t, high_t, low_t = known(statistics + 5 * rows + row, rows)
+    scale_s, scale_t = reciprocal(sum_s), reciprocal(sum_t)
     for start in range(0, classes, BLOCK):
         columns = start + tl.arange(0, BLOCK).to(tl.int64)
         mask = columns < classes
         z_s = over(tl.load(student + row * stride_student + columns, mask=mask, other=0.0).to(accumulate), temperature)
         z_t = over(tl.load(teacher + row * stride_teacher + columns, mask=mask, other=0.0).to(accumulate), temperature)
-        log_s = (z_s - maximum_s) - log_sum_s
-        log_t = (z_t - maximum_t) - log_sum_t
-        _, of_student, of_teacher = terms(log_s, log_t, beta, DIVERGENCE)
+        s, log_s = weights(z_s, maximum_s, log_sum_s)
+        t, log_t = weights(z_t, maximum_t, log_sum_t)
+        _, of_student, of_teacher = terms(s, t, log_s, log_t, sum_s, sum_t, scale_s, scale_t, beta, DIVERGENCE)
         # A row that nobody asks for has a gradient of exactly 0, whatever its logits.
         k = upstream / temperature
         if STUDENT_GRAD:
-            result = tl.where(upstream == 0, 0.0, k * (of_student - tl.exp(log_s) * total_s))
+            result = tl.where(upstream == 0, 0.0, k * scale_s * from_mean(of_student, s, high_s, low_s))
             place = grad_student + row * stride_grad_student + columns
             tl.store(place, result.to(grad_student.dtype.element_ty), mask=mask)
         if TEACHER_GRAD:
-            result = tl.where(upstream == 0, 0.0, k * (of_teacher - tl.exp(log_t) * total_t))
+            result = tl.where(upstream == 0, 0.0, k * scale_t * from_mean(of_teacher, t, high_t, low_t))
             place = grad_teacher + row * stride_grad_teacher + columns
             tl.store(place, result.to(grad_teacher.dtype.element_ty), mask=mask)
 
@@ -209,11 +251,11 @@ def arguments_of(divergence, beta, temperature, student):
 
 
 def divergence_forward(student, teacher, divergence, beta, temperature):
-    """The divergence of every pair of rows, and six numbers of each; arguments as the operator's."""
+    """The divergence of every pair of rows, and ten numbers of each; arguments as the operator's."""
     rows, classes = student.shape
     accumulate = torch.float64 if student.dtype == torch.float64 else torch.float32
     losses = student.new_empty((rows,), dtype=accumulate)
-    statistics = student.new_empty((6, rows), dtype=accumulate)
+    statistics = student.new_empty((10, rows), dtype=accumulate)
     numbers, constants = arguments_of(divergence, beta, temperature, student)
     if rows > 0:
         forward_kernel[(rows,)](

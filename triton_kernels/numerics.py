@@ -11,6 +11,12 @@ def over(x, divisor):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x to half a unit in the last place, of which a division has two."""
+    return 1.0 / x if x.dtype == tl.float64 else tl.div_rn(1.0, x)
+
+
+@triton.jit
 def log1p(x):
     # What the rounding of 1 + x lost is put back.
     u = 1.0 + x

@@ -3,16 +3,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../formulas/divergence_rows.h"
 #include "logit_rows.h"
 
 namespace fused_losses {
-
-// What the classes of a row share.
-template <class A>
-struct PairRow {
-  A maximum_s, log_sum_s, maximum_t, log_sum_t;
-  A beta;
-};
 
 struct PairSums {
   double value, of_student, of_teacher;
@@ -20,10 +14,10 @@ struct PairSums {
 
 template <class A>
 struct PairFunctions {
-  PairSums (*sums)(const A* s, const A* t, const PairRow<A>& row, int64_t n);
-  void (*totals)(A* of_student, A* of_teacher);
-  void (*student_gradient)(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out);
-  void (*teacher_gradient)(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out);
+  PairSums (*sums)(const A* s, const A* t, PairRow<A> row, int64_t n);
+  Mean<A> (*mean)(double terms, double weights);
+  void (*student_gradient)(const A* s, const A* t, PairRow<A> row, A k, Mean<A> mean, int64_t n, A* out);
+  void (*teacher_gradient)(const A* s, const A* t, PairRow<A> row, A k, Mean<A> mean, int64_t n, A* out);
 };
 
 struct DivergenceTable {
@@ -70,23 +64,22 @@ class PairRows {
     const int64_t count = student.rows();
     student.for_each_row([&](int64_t row) {
       thread_local Scratch scratch;
-      PairRow<A> shared = row_of(0, 0, 0, 0);
-      std::tie(shared.maximum_s, shared.log_sum_s) = sums_of(student, row, scratch.s);
-      std::tie(shared.maximum_t, shared.log_sum_t) = sums_of(teacher, row, scratch.t);
+      const Sums of_s = sums_of(student, row, scratch.s), of_t = sums_of(teacher, row, scratch.t);
+      const PairRow<A> shared = row_of(of_s.distribution(), of_t.distribution());
       PairSums sums{0, 0, 0};
       for_each_block(row, scratch, [&](int64_t, int64_t n, const A* s, const A* t) {
         const PairSums part = pair_.sums(s, t, shared, n);
         sums.value += part.value, sums.of_student += part.of_student, sums.of_teacher += part.of_teacher;
       });
-      A of_student = static_cast<A>(sums.of_student), of_teacher = static_cast<A>(sums.of_teacher);
-      pair_.totals(&of_student, &of_teacher);
+      const Mean<A> mean_s = pair_.mean(sums.of_student, of_s.sum);
+      const Mean<A> mean_t = pair_.mean(sums.of_teacher, of_t.sum);
       losses[row] = static_cast<A>(sums.value);
-      statistics[kStudentMaximum * count + row] = shared.maximum_s;
-      statistics[kStudentLogSum * count + row] = shared.log_sum_s;
-      statistics[kTeacherMaximum * count + row] = shared.maximum_t;
-      statistics[kTeacherLogSum * count + row] = shared.log_sum_t;
-      statistics[kStudentTotal * count + row] = of_student;
-      statistics[kTeacherTotal * count + row] = of_teacher;
+      const auto keep = [&](DivergenceStatistic name, A value) { statistics[name * count + row] = value; };
+      keep(kStudentMaximum, shared.student.maximum), keep(kTeacherMaximum, shared.teacher.maximum);
+      keep(kStudentSum, shared.student.sum), keep(kTeacherSum, shared.teacher.sum);
+      keep(kStudentLogSum, shared.student.log_sum), keep(kTeacherLogSum, shared.teacher.log_sum);
+      keep(kStudentMean, mean_s.high), keep(kTeacherMean, mean_t.high);
+      keep(kStudentMeanLow, mean_s.low), keep(kTeacherMeanLow, mean_t.low);
     });
   }
 
@@ -104,18 +97,20 @@ class PairRows {
     student.for_each_row([&](int64_t row) {
       thread_local Scratch scratch;
       const auto known = [&](DivergenceStatistic name) { return statistics[name * count + row]; };
-      const PairRow<A> shared = row_of(known(kStudentMaximum), known(kStudentLogSum), known(kTeacherMaximum),
-                                       known(kTeacherLogSum));
+      const PairRow<A> shared = row_of({known(kStudentMaximum), known(kStudentSum), known(kStudentLogSum)},
+                                       {known(kTeacherMaximum), known(kTeacherSum), known(kTeacherLogSum)});
+      const Mean<A> mean_s{known(kStudentMean), known(kStudentMeanLow)};
+      const Mean<A> mean_t{known(kTeacherMean), known(kTeacherMeanLow)};
       A k;
       softmax_functions<A>().load(dtype, upstream + row * element_size(dtype), 1, 1, &k);
       for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* s, const A* t) {
         // Both are computed before either is written: each reads both rows.
         if (of_student) {
-          pair_.student_gradient(s, t, shared, k, known(kStudentTotal), n, scratch.of_student);
+          pair_.student_gradient(s, t, shared, k, mean_s, n, scratch.of_student);
           finish(student, k, s, n, scratch.of_student);
         }
         if (of_teacher) {
-          pair_.teacher_gradient(s, t, shared, k, known(kTeacherTotal), n, scratch.of_teacher);
+          pair_.teacher_gradient(s, t, shared, k, mean_t, n, scratch.of_teacher);
           finish(teacher, k, t, n, scratch.of_teacher);
           of_teacher->out.put(scratch.of_teacher, 1, n, row * of_teacher->stride + c);
         }
@@ -125,17 +120,24 @@ class PairRows {
   }
 
  private:
-  PairRow<A> row_of(A maximum_s, A log_sum_s, A maximum_t, A log_sum_t) const {
-    return {maximum_s, log_sum_s, maximum_t, log_sum_t, static_cast<A>(beta_)};
+  // The maximum of a row, and the sum of exp(z - maximum).
+  struct Sums {
+    A maximum;
+    double sum;
+    Distribution<A> distribution() const { return {maximum, static_cast<A>(sum), log_sum_of(maximum, sum)}; }
+  };
+
+  PairRow<A> row_of(const Distribution<A>& student, const Distribution<A>& teacher) const {
+    return {student, teacher, static_cast<A>(beta_)};
   }
 
-  std::pair<A, A> sums_of(const LogitRows<A>& logits, int64_t row, Block& scratch) const {
+  Sums sums_of(const LogitRows<A>& logits, int64_t row, Block& scratch) const {
     const A maximum = logits.maximum(row, scratch);
     double sum = 0;
     logits.for_each_block(row, scratch, [&](int64_t, int64_t n, const A* z) {
       sum += softmax_functions<A>().row_sum_exp(z, reference_of(maximum), n).total();
     });
-    return {maximum, log_sum_of(maximum, sum)};
+    return {maximum, sum};
   }
 
   template <class Body>

@@ -6,14 +6,10 @@
 
 namespace {
 
-template <class A>
-FL_INLINE Shares<A> shares_of(const PairRow<A>& row, A s, A t) {
-  return Shares<A>::of(s, t, row.maximum_s, row.log_sum_s, row.maximum_t, row.log_sum_t);
-}
-
 // Through memory: a loop that computes this much and sums at once is not vectorised.
+// The row by value: where stores might change it, no loop is.
 template <class F, class A>
-PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
+PairSums pair_sums(const A* s, const A* t, PairRow<A> row, int64_t n) {
   constexpr int64_t part = 512;
   A values[part], of_student[part], of_teacher[part];
   PairSums sums{0, 0, 0};
@@ -22,34 +18,27 @@ PairSums pair_sums(const A* s, const A* t, const PairRow<A>& row, int64_t n) {
     const A *s_part = s + start, *t_part = t + start;
     FL_ELEMENTWISE
     for (int64_t i = 0; i < count; ++i) {
-      const Terms<A> terms = F::terms(shares_of(row, s_part[i], t_part[i]), row.beta);
+      const Terms<A> terms = F::terms(Weights<A>::of(s_part[i], t_part[i], row), row);
       values[i] = terms.value, of_student[i] = terms.of_student, of_teacher[i] = terms.of_teacher;
     }
     sums.value += row_sum(values, count);
-    sums.of_student += row_sum(of_student, count), sums.of_teacher += row_sum(of_teacher, count);
+    sums.of_student += row_sum_in<double>(of_student, count);
+    sums.of_teacher += row_sum_in<double>(of_teacher, count);
   }
   return sums;
 }
 
-// k (p f'(p) - p total), with p the student's or the teacher's.
+// k times the gradient of the student's logits or the teacher's.
 template <class F, bool kOfStudent, class A>
-void pair_gradient(const A* s, const A* t, const PairRow<A>& row, A k, A total, int64_t n, A* out) {
+void pair_gradient(const A* s, const A* t, PairRow<A> row, A k, Mean<A> mean, int64_t n, A* out) {
+  const A scale = k * (kOfStudent ? row.student : row.teacher).scale;
   FL_ELEMENTWISE
   for (int64_t i = 0; i < n; ++i) {
-    const Shares<A> c = shares_of(row, s[i], t[i]);
-    if constexpr (kOfStudent) {
-      out[i] = k * fma_(-c.s, total, F::terms(c, row.beta).of_student);
-    } else {
-      out[i] = k * fma_(-c.t, total, F::terms(c, row.beta).of_teacher);
-    }
+    const Weights<A> c = Weights<A>::of(s[i], t[i], row);
+    const Terms<A> terms = F::terms(c, row);
+    out[i] = scale *
+             (kOfStudent ? from_mean(terms.of_student, c.s, mean) : from_mean(terms.of_teacher, c.t, mean));
   }
-}
-
-// What the sums of a whole row come to.
-template <class F, class A>
-void totals(A* of_student, A* of_teacher) {
-  *of_student = F::student_total(*of_student);
-  *of_teacher = F::teacher_total(*of_teacher);
 }
 
 template <class A>
@@ -57,7 +46,7 @@ PairFunctions<A> pair_functions(Divergence divergence) {
   switch (divergence) {
 #define FL_CASE(F, name) \
   case Divergence::F:    \
-    return {pair_sums<F, A>, totals<F, A>, pair_gradient<F, true, A>, pair_gradient<F, false, A>};
+    return {pair_sums<F, A>, mean_of<A>, pair_gradient<F, true, A>, pair_gradient<F, false, A>};
     FL_DIVERGENCES(FL_CASE)
 #undef FL_CASE
   }

@@ -62,15 +62,21 @@ FL_INLINE double sum_of_lanes(const A* lanes) {
   return joined<kCount>(wide, [](double a, double b) { return a + b; });
 }
 
-template <class A>
-double row_sum(const A* x, int64_t n) {
+// Lane is what a lane adds up in.
+template <class Lane, class A>
+FL_INLINE double row_sum_in(const A* x, int64_t n) {
   return with_lanes(n, [&](auto count) {
-    A lanes[count] = {};
+    Lane lanes[count] = {};
     for_each_lanes<count>(x, n, A(0), [&](const A* block) {
-      for (int64_t j = 0; j < count; ++j) lanes[j] += block[j];
+      for (int64_t j = 0; j < count; ++j) lanes[j] += static_cast<Lane>(block[j]);
     });
     return sum_of_lanes<count>(lanes);
   });
+}
+
+template <class A>
+double row_sum(const A* x, int64_t n) {
+  return row_sum_in<A>(x, n);
 }
 
 }  // namespace

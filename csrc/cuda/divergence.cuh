@@ -1,5 +1,6 @@
 // Kernels of the divergences: a block of threads to a pair of rows.
 #pragma once
+#include "../formulas/divergence_rows.h"
 #include "../ops/divergence_names.h"
 #include "divergence.h"
 #include "softmax.cuh"
@@ -8,18 +9,26 @@ namespace fused_losses {
 
 #include "../formulas/divergence.h"
 
-// A sum that keeps what its additions round away: where one class has nearly everything, its gradient is the
-// difference of a total and nearly the same, of which one rounding more would be seen.
+// A sum with what its additions round away, for the means that gradients are differences from.
 template <class A>
-struct CompensatedSum {
+struct ExactSum {
   A sum = 0, lost = 0;
 
   FL_INLINE void add(A value) {
-    const A corrected = value - lost, larger = sum + corrected;
-    lost = (larger - sum) - corrected;
+    const A larger = sum + value, added = larger - sum;
+    lost += (sum - (larger - added)) + (value - added);
     sum = larger;
   }
-  FL_INLINE double total() const { return static_cast<double>(sum) - static_cast<double>(lost); }
+  FL_INLINE double total() const { return static_cast<double>(sum) + static_cast<double>(lost); }
+};
+
+// Where gradients are rounded far more than a sum is.
+template <class A>
+struct PlainSum {
+  A sum = 0;
+
+  FL_INLINE void add(A value) { sum += value; }
+  FL_INLINE double total() const { return static_cast<double>(sum); }
 };
 
 // Divides by one number: its reciprocal in two parts, the first of them too small, so that infinity meets no
@@ -35,17 +44,47 @@ struct Divisor {
   FL_INLINE A operator()(A x) const { return fma_(x, high, x * low); }
 };
 
-struct PairSums {
-  double value, of_student, of_teacher;
+// What a mean is made of: weights times derivatives, and the weights as the gradient has them, not as they
+// were summed before the row's maximum was known.
+struct MeanSums {
+  double terms, weights;
 
-  FL_INLINE void merge(const PairSums& other) {
-    value += other.value, of_student += other.of_student, of_teacher += other.of_teacher;
+  FL_INLINE void merge(const MeanSums& other) { terms += other.terms, weights += other.weights; }
+  FL_INLINE MeanSums from_lane(int offset) const {
+    return {__shfl_xor_sync(kWholeWarp, terms, offset), __shfl_xor_sync(kWholeWarp, weights, offset)};
   }
-  FL_INLINE PairSums from_lane(int offset) const {
-    return {__shfl_xor_sync(kWholeWarp, value, offset), __shfl_xor_sync(kWholeWarp, of_student, offset),
-            __shfl_xor_sync(kWholeWarp, of_teacher, offset)};
+  template <class A>
+  FL_INLINE Mean<A> mean() const {
+    return mean_of<A>(terms, weights);
   }
 };
+
+template <class T>
+struct MeanOfThread {
+  using A = Accumulate<T>;
+  std::conditional_t<sizeof(T) == 2, PlainSum<A>, ExactSum<A>> terms, weights;
+
+  FL_INLINE void add(A term, A weight) { terms.add(term), weights.add(weight); }
+  FL_INLINE MeanSums sums() const { return {terms.total(), weights.total()}; }
+};
+
+struct PairSums {
+  double value;
+  MeanSums of_student, of_teacher;
+
+  FL_INLINE void merge(const PairSums& other) {
+    value += other.value, of_student.merge(other.of_student), of_teacher.merge(other.of_teacher);
+  }
+  FL_INLINE PairSums from_lane(int offset) const {
+    return {__shfl_xor_sync(kWholeWarp, value, offset), of_student.from_lane(offset),
+            of_teacher.from_lane(offset)};
+  }
+};
+
+template <class A>
+FL_INLINE Distribution<A> distribution_of(const LogitSums<A>& sums) {
+  return {sums.maximum, sums.top + sums.rest, sums.log_sum()};
+}
 
 // Two rows, read in packs where both are aligned alike.
 template <class T>
@@ -106,31 +145,32 @@ __global__ void __launch_bounds__(kThreads, kDivergenceBlocks<T>)
     });
     of_s = block_reduce(of_s);
     of_t = block_reduce(of_t);
-    const A log_sum_s = of_s.log_sum(), log_sum_t = of_t.log_sum();
+    const PairRow<A> shared{distribution_of(of_s), distribution_of(of_t), p.beta};
     A value = 0;
-    CompensatedSum<A> of_student, of_teacher;
+    MeanOfThread<T> of_student, of_teacher;
     reader.for_each([&](int64_t c, auto width) {
       constexpr int N = decltype(width)::value;
       A s[N], t[N];
       reader.logits(c, s, t);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const auto shares = Shares<A>::of(s[k], t[k], of_s.maximum, log_sum_s, of_t.maximum, log_sum_t);
-        const auto terms = F::terms(shares, p.beta);
+        const auto weights = Weights<A>::of(s[k], t[k], shared);
+        const auto terms = F::terms(weights, shared);
         value += terms.value;
-        of_student.add(terms.of_student);
-        of_teacher.add(terms.of_teacher);
+        of_student.add(terms.of_student, weights.s);
+        of_teacher.add(terms.of_teacher, weights.t);
       }
     });
-    const PairSums sums = block_reduce(PairSums{value, of_student.total(), of_teacher.total()});
+    const PairSums sums = block_reduce(PairSums{value, of_student.sums(), of_teacher.sums()});
     if (threadIdx.x != 0) continue;
+    const auto mean_s = sums.of_student.mean<A>(), mean_t = sums.of_teacher.mean<A>();
     losses[row] = static_cast<A>(sums.value);
-    statistics[kStudentMaximum * p.rows + row] = of_s.maximum;
-    statistics[kStudentLogSum * p.rows + row] = log_sum_s;
-    statistics[kTeacherMaximum * p.rows + row] = of_t.maximum;
-    statistics[kTeacherLogSum * p.rows + row] = log_sum_t;
-    statistics[kStudentTotal * p.rows + row] = F::student_total(static_cast<A>(sums.of_student));
-    statistics[kTeacherTotal * p.rows + row] = F::teacher_total(static_cast<A>(sums.of_teacher));
+    const auto keep = [&](int64_t name, A value) { statistics[name * p.rows + row] = value; };
+    keep(kStudentMaximum, shared.student.maximum), keep(kTeacherMaximum, shared.teacher.maximum);
+    keep(kStudentSum, shared.student.sum), keep(kTeacherSum, shared.teacher.sum);
+    keep(kStudentLogSum, shared.student.log_sum), keep(kTeacherLogSum, shared.teacher.log_sum);
+    keep(kStudentMean, mean_s.high), keep(kTeacherMean, mean_t.high);
+    keep(kStudentMeanLow, mean_s.low), keep(kTeacherMeanLow, mean_t.low);
   }
 }
 
@@ -143,10 +183,13 @@ __global__ void __launch_bounds__(kThreads, kDivergenceBlocks<T>)
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const PairReader<T> reader(p, row);
     const auto known = [&](int64_t name) { return statistics[name * p.rows + row]; };
-    const A maximum_s = known(kStudentMaximum), log_sum_s = known(kStudentLogSum);
-    const A maximum_t = known(kTeacherMaximum), log_sum_t = known(kTeacherLogSum);
-    const A total_s = known(kStudentTotal), total_t = known(kTeacherTotal);
+    const PairRow<A> shared{{known(kStudentMaximum), known(kStudentSum), known(kStudentLogSum)},
+                            {known(kTeacherMaximum), known(kTeacherSum), known(kTeacherLogSum)},
+                            p.beta};
+    const Mean<A> mean_s{known(kStudentMean), known(kStudentMeanLow)};
+    const Mean<A> mean_t{known(kTeacherMean), known(kTeacherMeanLow)};
     const A upstream = load_one<A>(g.upstream, g.upstream_dtype, row), k = upstream / p.temperature;
+    const A scale_s = k * shared.student.scale, scale_t = k * shared.teacher.scale;
     const int64_t to_s = row * g.student_stride, to_t = row * g.teacher_stride;
     const bool packs_s = reader.agrees_with(g.student, to_s), packs_t = reader.agrees_with(g.teacher, to_t);
     const auto store_both = [&](int64_t c, const auto& s, const auto& t) {
@@ -167,10 +210,10 @@ __global__ void __launch_bounds__(kThreads, kDivergenceBlocks<T>)
       reader.logits(c, s, t);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
-        const auto shares = Shares<A>::of(s[j], t[j], maximum_s, log_sum_s, maximum_t, log_sum_t);
-        const auto terms = F::terms(shares, p.beta);
-        s[j] = k * (terms.of_student - shares.s * total_s);
-        t[j] = k * (terms.of_teacher - shares.t * total_t);
+        const auto weights = Weights<A>::of(s[j], t[j], shared);
+        const auto terms = F::terms(weights, shared);
+        s[j] = scale_s * from_mean(terms.of_student, weights.s, mean_s);
+        t[j] = scale_t * from_mean(terms.of_teacher, weights.t, mean_t);
       }
       store_both(c, s, t);
     });

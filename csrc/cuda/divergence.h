@@ -26,7 +26,7 @@ struct DivergenceGradient {
 
 constexpr int kDivergenceMaxBlocks = 4096;
 
-// statistics: six numbers for each row, name by name.
+// statistics: ten numbers for each row, name by name.
 template <class T>
 cudaError_t divergence_forward(Divergence divergence, const DivergenceProblem<T>& problem,
                                Accumulate<T>* losses, Accumulate<T>* statistics, cudaStream_t stream,

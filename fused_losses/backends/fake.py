@@ -206,7 +206,7 @@ def divergence_forward(
     student: Tensor, teacher: Tensor, divergence: str, beta: float, temperature: float
 ) -> tuple[Tensor, Tensor]:
     rows, dtype = student.shape[0], accumulate_dtype(student.dtype)
-    return student.new_empty((rows,), dtype=dtype), student.new_empty((6, rows), dtype=dtype)
+    return student.new_empty((rows,), dtype=dtype), student.new_empty((10, rows), dtype=dtype)
 
 
 def divergence_backward(

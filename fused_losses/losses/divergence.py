@@ -272,7 +272,7 @@ def divergence_rows(kind: Kind, student: Tensor, teacher: Tensor, backend: str |
 
 
 class DivergenceFunction(torch.autograd.Function):
-    """Saves the logits and six numbers a row; backward recomputes the rest."""
+    """Saves the logits and ten numbers a row; backward recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, kind: Kind, backend: str) -> Tensor:

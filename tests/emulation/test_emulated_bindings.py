@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from divergences import check_tvd_gradients
 from emulator import build_bindings
 from sets import dtypes_in_turn, each_spec
 
@@ -45,6 +46,10 @@ def test_check(spec):
             check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES, checks=["layouts"])
             if spec.family == "pointwise":  # whose gradients are written over where the upstream number is not 1
                 check_loss(loss, reference, [wide], dtypes=LAYOUT_DTYPES[:1], checks=["upstream", "repeated_backward"])
+
+
+def test_gradients_of_the_total_variation_are_right_relative_to_themselves():
+    check_tvd_gradients("cpp")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

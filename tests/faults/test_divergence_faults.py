@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from divergences import check_tvd_gradients
 from untouched import untouched_logits
 
 from fused_losses.functional import jsd_loss, tvd_loss
@@ -169,6 +170,10 @@ def test_confident_rows_of_a_kl_divergence_keep_value_and_gradient(kind, which, 
     assert abs(value.double() - truth[0]) <= 1e-5 * truth[0]
     gradient, exact = both_gradients(value, tensors)[which], truth[1 + which]
     assert (gradient.double() - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_gradients_of_the_total_variation_are_right_relative_to_themselves(kernels):
+    check_tvd_gradients(kernels)
 
 
 @each_kind

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from divergences import check_tvd_gradients
 from sets import dtypes_in_turn, each_spec
 
 from fused_losses.backends import choice
@@ -38,6 +39,10 @@ def test_behaviour(spec, check):
             dtypes=(torch.float32,),
             checks=[check],
         )
+
+
+def test_gradients_of_the_total_variation_are_right_relative_to_themselves():
+    check_tvd_gradients("triton")
 
 
 def test_label_out_of_range_is_nan_in_its_row_alone():

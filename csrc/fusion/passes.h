@@ -276,14 +276,21 @@ template <class A>
 class Kept {
  public:
   explicit Kept(int64_t steps)
-      : steps_(steps), blocks_(fits() ? steps * kBlock : 0), at_(fits() ? steps : 0) {
-    for (int64_t step = 0; fits() && step < steps; ++step) at_[step] = kNowhere;
+      : are_few_(steps <= 64), blocks_(are_few_ ? steps * kBlock : 0), at_(are_few_ ? steps : 0) {
+    for (int64_t step = 0; are_few_ && step < steps; ++step) at_[step] = kNowhere;
   }
 
   template <class T>
-  FL_APART const A* block(int64_t step, const View<T>& view, const Seek& at, int64_t n, int64_t base,
-                          A* scratch) const {
-    if (!fits()) return view.block(at, n, base, scratch);
+  const A* block(int64_t step, const View<T>& view, const Seek& at, int64_t n, int64_t base,
+                 A* scratch) const {
+    return are_few_ ? kept(step, view, at, n, base) : view.block(at, n, base, scratch);
+  }
+
+ private:
+  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+
+  template <class T>
+  FL_APART const A* kept(int64_t step, const View<T>& view, const Seek& at, int64_t n, int64_t base) const {
     A* kept = blocks_ + step * kBlock;
     if (at_[step] == base + at.offset) return kept;
     const A* block = view.block(at, n, base, kept);
@@ -291,11 +298,7 @@ class Kept {
     return block;
   }
 
- private:
-  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
-  bool fits() const { return steps_ <= 64; }
-
-  int64_t steps_;
+  bool are_few_;
   Memory<A> blocks_;
   Memory<int64_t> at_;  // where each of them starts
 };

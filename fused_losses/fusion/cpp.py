@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .expressions import identifier
 from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
@@ -15,8 +15,17 @@ from .sizes import Shapes, evaluate
 
 SHORT_ROW = 32  # elements below which a row is too short for lanes of its own
 FEW_COLUMNS = 512  # points below which columns are too few to be shared out
-# For each kernel, whole or for each part that it is split into, whether lanes run along rows rather than columns.
-Forms = tuple[tuple[bool, ...], ...]
+FEW_ROWS, LONG_ROW = 64, 2**17  # the same for rows, and elements of those that are worth it
+
+
+class Form(NamedTuple):
+    """How a kernel is written: in parts or whole, and whether the lanes of each run along rows rather than columns."""
+
+    is_split: bool
+    rows: tuple[bool, ...]
+
+
+Forms = tuple[Form, ...]  # of each kernel
 
 
 @dataclass(frozen=True)
@@ -177,13 +186,13 @@ def _run(kernels: list[Kernel], strided: dict[str, Buffer], later: set[str]) -> 
     return Run(tuple(kernels), operands, results, memory)
 
 
-def _function(name: str, run: Run, forms: Sequence[tuple[bool, ...]], parameters: Sequence[str]) -> str:
+def _function(name: str, run: Run, forms: Sequence[Form], parameters: Sequence[str]) -> str:
     operands, memory, made = run.operands, run.memory, run.made
     stages = [stage for kernel in run.kernels for stage in kernel.stages]
     chosen = [
         part
         for kernel, form in zip(run.kernels, forms)
-        for part in zip(kernel.split if len(form) > 1 else (kernel,), form)
+        for part in zip(kernel.split if form.is_split else (kernel,), form.rows)
     ]
     passes = {
         f"{name}_pass_{k}": Pass(f"{name}_pass_{k}", kernel, memory, is_rows)
@@ -263,9 +272,18 @@ def _unread(stages: Sequence[Stage], operands: Sequence[str], memory: Memory) ->
     return lines
 
 
-def _form(kernel: Kernel, shapes: Shapes) -> tuple[bool, ...]:
-    few = points(kernel.outer, shapes) < FEW_COLUMNS
-    return tuple(_is_in_rows(part, shapes) for part in (kernel.split if kernel.split and few else (kernel,)))
+def _form(kernel: Kernel, shapes: Shapes) -> Form:
+    is_split = bool(kernel.split) and _is_few(kernel, shapes)
+    parts = kernel.split if is_split else (kernel,)
+    return Form(is_split, tuple(_is_in_rows(part, shapes) for part in parts))
+
+
+def _is_few(kernel: Kernel, shapes: Shapes) -> bool:
+    """Whether the outer axes have too few points to be shared out."""
+    count = points(kernel.outer, shapes)
+    if not _is_in_rows(kernel, shapes):
+        return count < FEW_COLUMNS
+    return count < FEW_ROWS and max(points(loop.inner, shapes) for loop in kernel.loops) >= LONG_ROW
 
 
 def _is_in_rows(kernel: Kernel, shapes: Shapes) -> bool:

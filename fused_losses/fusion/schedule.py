@@ -198,6 +198,15 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
     order = memory_order(stages)
     if not order:
         return (), ()
+    outer = _shared(order, stages)
+    if reads_itself(stages):
+        return _batched(outer, stages)
+    settled = _settled(outer, stages)
+    return (_narrowed(settled, order, stages), ()) if settled else None
+
+
+def _shared(order: Sequence[Axis], stages: Sequence[Stage]) -> tuple[Axis, ...]:
+    """The axes that every stage has, and along which none reads another but where it is."""
     inside = {stage.buffer.name: stage for stage in stages}
     shared = set(order)
     for stage in stages:
@@ -205,11 +214,7 @@ def _outer(stages: Sequence[Stage]) -> Outer | None:
         for buffer, along in stage.loaded_at:
             if (source := inside.get(buffer)) is not None:
                 shared &= {axis for axis, at in zip(source.axes, along) if at == axis.name}
-    outer = tuple(axis for axis in order if axis in shared)
-    if reads_itself(stages):
-        return _batched(outer, stages)
-    settled = _settled(outer, stages)
-    return (_narrowed(settled, order, stages), ()) if settled else None
+    return tuple(axis for axis in order if axis in shared)
 
 
 def _batched(outer: tuple[Axis, ...], stages: Sequence[Stage]) -> Outer | None:
@@ -288,8 +293,8 @@ def memory_order(stages: Sequence[Stage]) -> list[Axis]:
     return [axes[name] for name in (*(name for name in axes if name not in along), *along)]
 
 
-def _kernel(stages: Sequence[Stage]) -> Kernel:
-    axes = _outer(stages)
+def _kernel(stages: Sequence[Stage], axes: Outer | None = None) -> Kernel:
+    axes = axes or _outer(stages)
     assert axes is not None  # every group was checked when it grew
     outer, batch = axes
     order = [axis for axis in memory_order(stages) if axis not in outer]
@@ -309,21 +314,26 @@ def _kernel(stages: Sequence[Stage]) -> Kernel:
 
 
 def _split(kernel: Kernel, stages: Sequence[Stage]) -> Kernel:
-    """A kernel, and what does the same without a kernel that reads its own results.
+    """A kernel, and what does the same where its outer axes have few points: kernels that read no result of their own.
 
     A kernel over fast axes that reads what it reduces along slower ones has lanes along the fast ones alone, which are
-    too few where those are short: a statistic of each of three channels, say.
+    too few where those are short: a statistic of each of three channels, say. One over rows has tasks of whole rows,
+    which are too few where those are long: a statistic of each of four images. Its parts share them out.
     """
     order = memory_order(stages)
-    runs_across = bool(kernel.outer) and kernel.outer[-1] == order[-1] and order[0] not in kernel.outer
-    if not runs_across or not reads_itself(stages):
+    across = bool(kernel.outer) and kernel.outer[-1] == order[-1] and order[0] not in kernel.outer
+    along = (
+        bool(kernel.outer) and not kernel.batch and kernel.outer == tuple(order[: len(kernel.outer)]) != tuple(order)
+    )
+    if not along and not (across and reads_itself(stages)):
         return kernel
 
     def joins(stage: Stage, group: Group) -> bool:
         return not isinstance(group, Extern) and _joins(stage, group) and not reads_itself([*group, stage])
 
-    groups = _grouped(stages, joins)
-    return replace(kernel, split=tuple(_kernel(group) for group in groups if not isinstance(group, Extern)))
+    groups = [group for group in _grouped(stages, joins) if not isinstance(group, Extern)]
+    axes = [_batched(_shared(memory_order(group), group), group) if along else None for group in groups]
+    return replace(kernel, split=tuple(map(_kernel, groups, axes)))
 
 
 def _along(stage: Stage, inner: tuple[Axis, ...]) -> tuple[Axis, ...]:

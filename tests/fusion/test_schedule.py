@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fused_losses import fuse
+from fused_losses.fusion import cpp
 from fused_losses.fusion.ir import plain_axis
 from fused_losses.fusion.lowering import lower
 from fused_losses.fusion.schedule import schedule, unified
@@ -30,6 +31,22 @@ def standardised(x, scale):
 
 def softmax(x):
     return x.log_softmax(-1)[..., 0].mean()
+
+
+def certainty(x):
+    """With the logarithms of a softmax over all that a row has."""
+    return x.flatten(1).log_softmax(-1)[:, 0].mean()
+
+
+def instances(x):
+    """A mean and a variance for each row of x[N, ...], and the gradients that go through them."""
+    centred = x - x.mean((1, 2), keepdim=True)
+    return (centred / (centred.square().mean((1, 2), keepdim=True) + 1e-3).sqrt()).sigmoid().square().mean()
+
+
+def overlap(x):
+    p = x.sigmoid()
+    return (1 - p.square().sum((1, 2)) / (p.sum((1, 2)) + 1)).mean()
 
 
 def ends(x, weight):
@@ -74,7 +91,19 @@ def test_few_channels_are_split():
             for part in kernel.split:
                 made = {stage.buffer.name for stage in part.stages}
                 assert not any(load["buffer"] in made for stage in part.stages for load in stage.loads)
-    assert not any(kernel.split for kernel in schedule(programs(softmax, torch.randn(5, 4)).forward))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 63, 64])
+@pytest.mark.parametrize("loss", [certainty, instances, overlap])
+def test_few_long_rows_are_shared_out(loss, rows, monkeypatch):
+    """Each row is many tasks then, whose results are joined; many rows, or short ones, are a task or less each."""
+    monkeypatch.setattr(cpp, "LONG_ROW", 150)
+    x = torch.randn(rows, 3, 70)
+    source = cpp.Source(programs(loss, x).forward)
+    split = [form.is_split for form in source.forms({"input0": x.shape})]
+    assert any(split) == (1 < rows < cpp.FEW_ROWS)
+    assert not any(form.is_split for form in source.forms({"input0": (rows, 3, 40)}))
+    check(loss, x)
 
 
 def test_a_value_for_each_channel_leaves_the_others_their_rows():

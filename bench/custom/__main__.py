@@ -44,10 +44,10 @@ def main() -> None:
         measurements.append(
             measure(entry, arguments.scale, arguments.device, arguments.seconds, compile, firsts[entry.name])
         )
-        save_numbers(folder, here, measurements)  # a run that is cut short keeps these
+        judged = verdicts(measurements, arguments.device)
+        save_numbers(folder, here, measurements, judged)  # a run that is cut short keeps these
     save_picture(folder / "speed.png", here, measurements)
-    for verdict in verdicts(measurements):
-        print(verdict)
+    print(*judged, sep="\n")
     print(f"\nresults: {folder}")
 
 

@@ -23,24 +23,32 @@ NAMES = {"plain": "eager", "compile": "torch.compile"}
 HUES = {"plain": COLORS["torch"], "compile": COLORS["compile"], "fused": COLORS["ours"]}
 
 
-def save_numbers(folder: Path, machine: dict[str, Any], measurements: Sequence[Measurement]) -> None:
+def save_numbers(
+    folder: Path, machine: dict[str, Any], measurements: Sequence[Measurement], judged: Sequence[Verdict]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "machine": machine,
         "measurements": [asdict(m) for m in measurements],
-        "targets": [asdict(v) | {"met": v.met} for v in verdicts(measurements)],
+        "targets": [asdict(v) | {"met": v.met} for v in judged],
     }
     (folder / "results.json").write_text(json.dumps(contents, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(machine, measurements))
+    (folder / "results.md").write_text(markdown(machine, measurements, judged))
 
 
-def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
-    """Geometric means over the corpus, and the worst of what a call costs beside its work."""
+# How many times as fast as others, by device.
+SPEED = {"cpu": {"plain": 4.0, "compile": 1.2}, "cuda": {"compile": 1.0}}
+
+
+def verdicts(measurements: Sequence[Measurement], device: str) -> list[Verdict]:
+    """Geometric means over the corpus, and on a CPU the worst of what a call costs beside its work."""
     found = []
-    for name, bound in (("plain", 4.0), ("compile", 1.2)):
+    for name, bound in SPEED[device].items():
         ratios = [m.speedup[name] for m in measurements if name in m.speedup]
         if ratios:
             found.append(Verdict(f"{NAMES[name]} ÷ fused, geometric mean", statistics.geometric_mean(ratios), bound))
+    if device != "cpu":
+        return found
     if all(m.first for m in measurements):
         firsts = {state: max(m.first[f"fused {state}"] for m in measurements) for state in ("cold", "warm")}
         found += [
@@ -51,7 +59,7 @@ def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
     return [*found, Verdict("largest overhead of a tiny step over eager's, µs", overhead * 1e6, 30.0, at_least=False)]
 
 
-def markdown(machine: dict[str, Any], measurements: Sequence[Measurement]) -> str:
+def markdown(machine: dict[str, Any], measurements: Sequence[Measurement], judged: Sequence[Verdict]) -> str:
     others = list(measurements[0].speedup)
     lines = [
         "# Custom losses on " + ", ".join(str(value) for value in machine.values()),
@@ -62,7 +70,7 @@ def markdown(machine: dict[str, Any], measurements: Sequence[Measurement]) -> st
         "",
         "| target | measured | asked | |",
         "|---|---|---|---|",
-        *(f"| {verdict} |" for verdict in verdicts(measurements)),
+        *(f"| {verdict} |" for verdict in judged),
         "",
     ]
     header = ["loss", "shape", "fused ms", *(f"{NAMES[name]} ÷ fused" for name in others), "peak MiB, fused"]

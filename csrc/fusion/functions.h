@@ -110,25 +110,31 @@ class Choice {
 };
 
 // Divides lanes by what is the same for all of them, in a few operations that are many times as fast as a
-// division: by a reciprocal in two parts, of a divisor whose own does not over- or underflow. By powers of
-// two and where it is a whole number, the quotient is exact; else a last digit may differ, which is rare.
+// division: by a reciprocal in two parts, of a divisor that is moved to where neither over- nor underflows.
+// By powers of two and where it is a whole number, the quotient is exact; else a last digit may differ, which
+// is rare.
 template <class A>
 class Divisor {
  public:
   FL_INLINE explicit Divisor(A divisor) {
     using limits = std::numeric_limits<A>;
     const A big = static_cast<A>(1ull << 60), size = abs_(divisor);
-    scale_ = size < A(1) / big ? big : size > big ? A(1) / big : A(1);
-    const A scaled = divisor * scale_;
+    before_ = size < A(1) / big ? big : A(1);
+    after_ = size > big ? A(1) / big : A(1);
+    const A moved = divisor * before_ * after_;
     // Too small, so that both parts have the divisor's sign: infinity meets no other one.
-    high_ = (A(1) - limits::epsilon()) / scaled;
-    low_ = size > 0 && size <= limits::max() ? fma_(-high_, scaled, A(1)) / scaled : high_;
+    high_ = (A(1) - limits::epsilon()) / moved;
+    low_ = size > 0 && size <= limits::max() ? fma_(-high_, moved, A(1)) / moved : high_;
   }
-  FL_INLINE A quotient(A x) const { return fma_(x, high_, x * low_) * scale_; }
+  FL_INLINE A quotient(A x) const {
+    const A moved = x * before_;
+    return fma_(moved, high_, moved * low_) * after_;
+  }
 
  private:
-  A high_, low_, scale_;
+  A before_, after_, high_, low_;
 };
+
 template <class A>
 FL_INLINE A rsqrt_(A x) {
   return A(1) / sqrt_(x);

@@ -277,7 +277,7 @@ class Kept {
  public:
   explicit Kept(int64_t steps)
       : are_few_(steps <= 64), blocks_(are_few_ ? steps * kBlock : 0), at_(are_few_ ? steps : 0) {
-    for (int64_t step = 0; are_few_ && step < steps; ++step) at_[step] = kNowhere;
+    for (int64_t step = 0; are_few_ && step < steps; ++step) at_[step] = {0, -1};
   }
 
   template <class T>
@@ -287,20 +287,22 @@ class Kept {
   }
 
  private:
-  static constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+  struct Place {
+    int64_t base, position;
+  };
 
   template <class T>
   FL_APART const A* kept(int64_t step, const View<T>& view, const Seek& at, int64_t n, int64_t base) const {
-    A* kept = blocks_ + step * kBlock;
-    if (at_[step] == base + at.offset) return kept;
-    const A* block = view.block(at, n, base, kept);
-    if (block == kept) at_[step] = base + at.offset;
+    A* own = blocks_ + step * kBlock;
+    if (at_[step].base == base && at_[step].position == at.position) return own;
+    const A* block = view.block(at, n, base, own);
+    if (block == own) at_[step] = {base, at.position};
     return block;
   }
 
   bool are_few_;
   Memory<A> blocks_;
-  Memory<int64_t> at_;  // where each of them starts
+  Memory<Place> at_;  // where each of them starts
 };
 
 // Indices along one dimension of a tensor that lie in it are those of [0, size), or multiples of a divisor in

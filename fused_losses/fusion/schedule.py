@@ -104,14 +104,14 @@ def unified(program: Program) -> list[Stage | Extern]:
             along.update((buffer.name, [None] * len(buffer.sizes)) for buffer in step.buffers)
             steps.append(step)
             continue
-        names = _commonnames_in(step, along, extents, made)
+        names = _common_names(step, along, extents, made)
         steps.append(_renamed(step, names))
         along[step.buffer.name] = [names.get(axis.name) for axis in step.axes] + [None] * (len(step.values) - 1)
         made.add(step.buffer.name)
     return steps
 
 
-def _commonnames_in(
+def _common_names(
     stage: Stage, along: dict[str, list[str | None]], extents: dict[str, Size], made: set[str]
 ) -> dict[str, str]:
     """For each axis of a stage the name it has where the same buffers are made or read by others, or a fitting one."""
@@ -321,10 +321,9 @@ def _split(kernel: Kernel, stages: Sequence[Stage]) -> Kernel:
     which are too few where those are long: a statistic of each of four images. Its parts share them out.
     """
     order = memory_order(stages)
-    across = bool(kernel.outer) and kernel.outer[-1] == order[-1] and order[0] not in kernel.outer
-    along = (
-        bool(kernel.outer) and not kernel.batch and kernel.outer == tuple(order[: len(kernel.outer)]) != tuple(order)
-    )
+    outer = kernel.outer
+    across = bool(outer) and outer[-1] == order[-1] and order[0] not in outer
+    along = bool(outer) and not kernel.batch and outer == tuple(order[: len(outer)]) != tuple(order)
     if not along and not (across and reads_itself(stages)):
         return kernel
 

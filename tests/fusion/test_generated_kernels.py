@@ -178,3 +178,40 @@ def test_a_position_that_is_divided():
     kernels = compile_program(Program((Buffer("x", (n,), torch.float32),), (), (stage,), ("out",)), torch.device("cpu"))
     (out,) = kernels([torch.zeros(40)])
     assert out.tolist() == [(i - 2) // 6 if i >= 2 and (i - 2) % 6 == 0 else -1 for i in range(40)]
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 3.0, 1e-45, 1e-42, 1e-38, 3e38, -3e38, math.inf, -math.inf, math.nan]
+DIVISORS = [*SPECIAL, 0.1, 7.0, 1e-20, 1e20, 2.0**-61, 2.0**61, 2.0**-149, 2.0**127]
+
+
+def by_one(dtype):
+    """out[i] = x[i] / a number, and x[i] where that is above 1, else -x[i]"""
+    buffers = (Buffer("x", (size("x", 0),), dtype), Buffer("by", (), dtype))
+    x, by = load("x", along("i"), dtype=dtype), load("by", dtype=dtype)
+    above = expression("gt", by, expression("constant", dtype=dtype, value=1.0), dtype=torch.bool)
+    values = {
+        "quotient": expression("div", x, by, dtype=dtype),
+        "chosen": expression("where", above, x, expression("neg", x, dtype=dtype), dtype=dtype),
+    }
+    axis = Axis("i", size("x", 0))
+    stages = tuple(Stage(Buffer(name, (axis.extent,), dtype), (axis,), value) for name, value in values.items())
+    return compile_program(Program(buffers, (), stages, tuple(values)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_the_same_for_all_lanes(dtype):
+    """A division by one number is a few multiplications, right to a last digit, where torch's is special, too."""
+    kernels = by_one(dtype)
+    x = torch.cat([torch.tensor(SPECIAL), torch.linspace(-3, 3, 101), torch.logspace(-37, 37, 101)]).to(dtype)
+    for number in DIVISORS:
+        by = torch.tensor(number, dtype=dtype)
+        quotient, chosen = kernels([x, by])
+        exact = x / by
+        usual = exact.abs() >= torch.finfo(dtype).tiny
+        torch.testing.assert_close(quotient[usual], exact[usual], rtol=torch.finfo(dtype).eps, atol=0)
+        torch.testing.assert_close(quotient[~usual], exact[~usual], rtol=0, atol=1e-44, equal_nan=True)
+        torch.testing.assert_close(chosen, x if number > 1 else -x, rtol=0, atol=0, equal_nan=True)
+    whole = torch.arange(-1000.0, 1000.0, dtype=dtype)
+    for number in (3.0, 7.0, 10.0, 0.5, 1024.0):
+        quotient, _ = kernels([whole * number, torch.tensor(number, dtype=dtype)])
+        assert torch.equal(quotient, whole)

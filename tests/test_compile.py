@@ -185,7 +185,7 @@ def row_calls(device):
     for name in ("forward_kl", "reverse_kl", "jsd", "tvd"):
         kind = name, 0.3, 2.0
         yield "divergence_forward", (x, t, *kind)
-        statistics = torch.rand(6, 6, device=device) + 3
+        statistics = torch.rand(10, 6, device=device) + 3
         yield "divergence_backward", (row, x, t, statistics, *kind, True, name == "jsd")
         yield "divergence_backward_", (row, x.clone(), t.clone(), statistics, *kind, name != "tvd", True)
     if device == "cpu":

@@ -253,8 +253,8 @@ def operator_arguments():
         "row_statistics": [x, y, None, 0.0, 1.0],
         "row_gradient_": [x.clone(), y, *tables, None, 0.0, 1.0],
         "divergence_forward": [*pair, *kind],
-        "divergence_backward": [rows, *pair, torch.zeros(6, 4), *kind, True, True],
-        "divergence_backward_": [rows, *pair, torch.zeros(6, 4), *kind, True, True],
+        "divergence_backward": [rows, *pair, torch.zeros(10, 4), *kind, True, True],
+        "divergence_backward_": [rows, *pair, torch.zeros(10, 4), *kind, True, True],
     }
 
 
@@ -303,8 +303,8 @@ def test_operators_on_rows_refuse_other_layouts():
         "row_statistics": [{0: columns}],
         "row_gradient_": [{0: columns}, {2: gaps}, {3: gaps[:4]}, {2: torch.zeros(5, 4).double()}],
         "divergence_forward": [{0: columns}, {1: columns}, {1: torch.rand(4, 3).double()}, {4: 0.0}, {4: float("nan")}],
-        "divergence_backward": [{1: columns}, {3: torch.zeros(6, 8)[:, ::2]}, {6: -1.0}],
-        "divergence_backward_": [{1: columns}, {2: columns}, {3: torch.zeros(6, 4).double()}],
+        "divergence_backward": [{1: columns}, {3: torch.zeros(10, 8)[:, ::2]}, {6: -1.0}],
+        "divergence_backward_": [{1: columns}, {2: columns}, {3: torch.zeros(10, 4).double()}],
     }
     for name, changes in wrong.items():
         for change in changes:

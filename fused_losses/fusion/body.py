@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 words_of = re.compile(r"[A-Za-z_]\w*").findall
 # Heads of a loop over a block's lanes: rounded up to whole vectors, and its own alone.
-LANES = "FL_ELEMENTWISE", "for (int64_t i = 0, most = whole(n); i < most; ++i) {"
+LANES = "FL_ELEMENTWISE", "for (int64_t i = 0, count = whole(n); i < count; ++i) {"
 EXACT_LANES = "FL_ELEMENTWISE", "for (int64_t i = 0; i < n; ++i) {"
 
 

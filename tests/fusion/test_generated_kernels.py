@@ -215,3 +215,14 @@ def test_what_is_the_same_for_all_lanes(dtype):
     for number in (3.0, 7.0, 10.0, 0.5, 1024.0):
         quotient, _ = kernels([whole * number, torch.tensor(number, dtype=dtype)])
         assert torch.equal(quotient, whole)
+
+
+def test_a_position_times_the_larger_of_two_sizes():
+    """out[i] = x[i] * i * max(sizes of x and t): a size that is computed where lanes are."""
+    larger = Size("max", arguments=(size("x", 0), size("t", 0)))
+    buffers = (Buffer("x", (size("x", 0),), torch.float32), Buffer("t", (size("t", 0),), torch.float32))
+    place = expression("index", dtype=torch.int64, value=Index((("i", larger),)))
+    value = expression("mul", load("x", along("i")), expression("cast", place))
+    stage = Stage(Buffer("out", (size("x", 0),), torch.float32), (Axis("i", size("x", 0)),), value)
+    kernels = compile_program(Program(buffers, (), (stage,), ("out",)), torch.device("cpu"))
+    assert kernels([torch.ones(5), torch.ones(7)])[0].tolist() == [0, 7, 14, 21, 28]

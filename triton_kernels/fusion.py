@@ -21,6 +21,23 @@ def multiply(a, b):
 
 
 @triton.jit
+def total(x, AXIS: tl.constexpr, KEEP: tl.constexpr, IS_ALL: tl.constexpr):
+    """A sum, in fp64 where its terms are sums themselves: every term of a row takes long to convert."""
+    if IS_ALL or x.dtype != tl.float32:
+        return tl.sum(x, AXIS, keep_dims=KEEP)
+    else:
+        return tl.sum(x.to(tl.float64), AXIS, keep_dims=KEEP).to(tl.float32)
+
+
+@triton.jit
+def product(x, AXIS: tl.constexpr, KEEP: tl.constexpr, IS_ALL: tl.constexpr):
+    if IS_ALL or x.dtype != tl.float32:
+        return tl.reduce(x, AXIS, multiply, keep_dims=KEEP)
+    else:
+        return tl.reduce(x.to(tl.float64), AXIS, multiply, keep_dims=KEEP).to(tl.float32)
+
+
+@triton.jit
 def largest(x, AXIS: tl.constexpr, KEEP: tl.constexpr):
     """The maximum along an axis; tl.max drops NaN."""
     if x.dtype.is_floating():
@@ -134,13 +151,19 @@ def floor_divide(x, y):
 def digamma(value):
     """The recurrence moves x above 8, where the asymptotic series holds; below 1/2, the reflection formula."""
     x = value.to(tl.float64)
-    y = tl.where(x < 0.5, 1.0 - x, x)
+    is_low = x < 0.5
+    y = tl.where(is_low, 1.0 - x, x)
     near = y < 8.0
-    below = tl.zeros_like(y)
-    for k in tl.static_range(8):
-        below += 1.0 / (y + k)
+    # 1/y + 1/(y + 1) + ... as one fraction, and all divisions as one.
+    small = tl.where(near, y, 1.0)
+    below, product = tl.full(y.shape, 1.0, tl.float64), small
+    for k in tl.static_range(1, 8):
+        below = below * (small + k) + product
+        product *= small + k
     far = tl.where(near, y + 8.0, y)
-    z = 1.0 / (far * far)
+    by_both = 1.0 / (far * product)
+    by_far = by_both * product
+    z = by_far * by_far
     p = 1.0 / 12 - z * 3617.0 / 8160
     p = p * z - 691.0 / 32760
     p = p * z + 1.0 / 132
@@ -148,11 +171,21 @@ def digamma(value):
     p = p * z + 1.0 / 252
     p = p * z - 1.0 / 120
     p = p * z + 1.0 / 12
-    result = libdevice.log(far) - 0.5 / far - p * z - tl.where(near, below, 0.0)
-    turn = 3.14159265358979323846 * (x - libdevice.rint(x))
-    reflected = result - 3.14159265358979323846 * libdevice.cos(turn) / libdevice.sin(turn)
-    result = tl.where(x < 0.5, reflected, result)
-    result = tl.where((x < 0) & (x == tl.floor(x)), float("nan"), result)
-    result = tl.where(x == float("inf"), x, result)
-    pole = -libdevice.copysign(tl.full(x.shape, float("inf"), tl.float64), x)
-    return tl.where(x == 0, pole, result).to(value.dtype)
+    result = libdevice.log(far) - 0.5 * by_far - p * z - tl.where(near, below * by_both * far, 0.0)
+    if holds_anywhere(is_low):
+        turn = x - libdevice.rint(x)
+        reflected = result - 3.14159265358979323846 * libdevice.cospi(turn) / libdevice.sinpi(turn)
+        result = tl.where(is_low, reflected, result)
+        result = tl.where((x < 0) & (x == tl.floor(x)), float("nan"), result)
+        pole = -libdevice.copysign(tl.full(x.shape, float("inf"), tl.float64), x)
+        result = tl.where(x == 0, pole, result)
+    return tl.where(x == float("inf"), x, result).to(value.dtype)
+
+
+@triton.jit
+def holds_anywhere(condition):
+    """Whether a block has something to do that few have."""
+    if condition.type.is_block():
+        return tl.max(condition.to(tl.int32), None) != 0
+    else:
+        return condition

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from .numerics import expm1, log1p
 from .softmax import transform
@@ -113,7 +114,7 @@ def gradient_kernel(
         x = tl.load(logits + row * stride_row + columns, mask=mask, other=0.0).to(accumulate)
         z = transform(x, softcap, temperature, SOFTCAP)
         log_p = (z - maximum) - log_sum
-        p = tl.exp(log_p)
+        p = libdevice.exp(log_p)  # tl.exp is off by a rounding of log_p, which labels' gradients would show
         result = p * (excess + tl.where(p > 0, entropy * log_p, 0.0))
         result += of_label * tl.where(columns == label, expm1(log_p), p)
         if HAS_FACTORS:

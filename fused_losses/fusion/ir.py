@@ -78,8 +78,8 @@ class Expression:
             the axes but adds each value at its place.
         "cumulated": one argument and ``index`` (tuple of one Index, an axis): the sum of it over the points of the axis
             up to here. What a stage stores, and nothing else.
-        "pair": two arguments, which stand along a last dimension of the buffer that is no axis. What a stage stores,
-            and nothing else.
+        "beside": arguments that stand along a last dimension of the buffer that is no axis, as the two numbers of a
+            complex one do. What a stage stores, and nothing else.
         "exp_nonpositive": one argument that is at most 0, whose exponential it is.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
     ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
@@ -142,8 +142,9 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Stage:
-    """One computed buffer, whose dimensions are ``axes`` in order (those of size 1 have an axis too), then a pair's.
+    """One computed buffer.
 
+    Its dimensions are ``axes`` in order (those of size 1 have one too), then that of ``values`` if they are several.
     Stages over the same domain name its axes alike and share the nodes of their expressions.
     """
 
@@ -170,7 +171,7 @@ class Stage:
     @property
     def values(self) -> tuple[Expression, ...]:
         """What it stores for each point, one after the other."""
-        return self.expression.arguments if self.expression.op == "pair" else (self.expression,)
+        return self.expression.arguments if self.expression.op == "beside" else (self.expression,)
 
     @cached_property
     def domain(self) -> tuple[Axis, ...]:

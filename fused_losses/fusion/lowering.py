@@ -219,7 +219,7 @@ class Lowering:
             expression = self.cast(expression, torch.bool)
         elif combine in ("sum", "prod"):
             expression = self.cast(expression, value.dtype)
-        extents = [axis.extent for axis in outer] + [TWO] * (expression.op == "pair")
+        extents = [axis.extent for axis in outer] + [TWO] * (expression.op == "beside")
         buffer = Buffer(self._new_name(), tuple(extents), value.dtype)
         if not inner:
             combine = None

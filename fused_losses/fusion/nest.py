@@ -85,7 +85,7 @@ class Nest:
         varies = self.body.vary(arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
             return arguments[0]
-        if node.op in ("placed", "cumulated", "pair"):  # what ``results`` adds up or stores
+        if node.op in ("placed", "cumulated", "beside"):  # what ``results`` adds up or stores
             return arguments[0]
         if node.op == "checked":
             return self._checked(arguments[0], size_of(node["size"]), varies)

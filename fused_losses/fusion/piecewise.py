@@ -51,14 +51,15 @@ def is_piecewise(outline: Outline, x: Value, dim: int) -> bool:
         for each in zip(axes, x.digits)
     )
     expression = outline.element(x, positions)
-    return _chooses(expression, axes[dim][0]) and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
+    return chooses(expression, axes[dim][0]) and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
 
 
 def _is_few(extent: Extent) -> bool:
     return isinstance(extent, int) and 1 < extent <= MOST_PLACES
 
 
-def _chooses(expression: Expression, axis: str) -> bool:
+def chooses(expression: Expression, axis: str) -> bool:
+    """Whether the place along an axis alone decides between elements."""
     return any(node.op == "where" and _is_along(node.arguments[0], axis) for node in expression.nodes)
 
 

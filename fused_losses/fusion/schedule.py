@@ -106,7 +106,7 @@ def unified(program: Program) -> list[Stage | Extern]:
             continue
         names = _common_names(step, along, extents, made)
         steps.append(_renamed(step, names))
-        along[step.buffer.name] = [names.get(axis.name) for axis in step.axes] + [None] * (len(step.values) - 1)
+        along[step.buffer.name] = [names.get(axis.name) for axis in step.axes] + [None] * (len(step.values) > 1)
         made.add(step.buffer.name)
     return steps
 

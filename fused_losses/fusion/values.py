@@ -402,7 +402,7 @@ class Complex(Value):
         super().__init__(shape, real.dtype.to_complex(), digits)
 
     def element(self, lowering: Lowering, positions: Positions) -> Expression:
-        return lowering.make("pair", self.dtype.to_real(), *self.elements(lowering, positions))
+        return lowering.make("beside", self.dtype.to_real(), *self.elements(lowering, positions))
 
     def elements(self, lowering: Lowering, positions: Positions) -> list[Expression]:
         """The real and the imaginary part of an element."""

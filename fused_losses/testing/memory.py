@@ -37,8 +37,8 @@ def peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
 
 
 def _peak_of_cuda(function: Callable[[], object], device: str) -> int:
-    tile = torch.zeros(16, 16, device=device)
-    torch.mm(tile, tile)  # cuBLAS takes memory of its own with a process's first product
+    tile = torch.zeros(16, 16, device=device, requires_grad=True)
+    torch.mm(tile, tile).sum().backward()  # cuBLAS takes memory of its own with the first product of each thread
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

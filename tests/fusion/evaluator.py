@@ -40,7 +40,7 @@ class Evaluator:
         for step in self.program.steps:
             if isinstance(step, Extern):
                 self.call(step)
-            elif step.expression.op == "pair":
+            elif step.expression.op == "beside":
                 parts = [self.stage(replace(step, expression=value)) for value in step.values]
                 self.buffers[step.buffer.name] = torch.stack(parts, -1)
             else:

@@ -26,10 +26,11 @@ class Writer:
         self.locals: dict[str, Value] = {}
         self.at_start: list[str] = []
         self.at_end: list[str] = []
+        self.at_row_end: list[str] = []
         self._count = 0
         self.known: dict[str, Value] = {}  # values of rows, by their text
         body = [line for k, nest in enumerate(tile.nests) for line in NestWriter(self, nest, self.lanes[k]).lines]
-        self.lines = self._framed(body)
+        self.lines = self._framed([*body, *self.at_row_end])
 
     def name(self) -> str:
         self._count += 1

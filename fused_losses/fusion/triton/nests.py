@@ -71,7 +71,9 @@ class NestWriter:
         """The loop over blocks of lanes, and what stands at its beginning."""
         count, position = self.space.extent(self.of.numbers), self.space.name
         is_shared = self.of.tile.shares == "lanes"
-        bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, fl.place({count}, NARROW), COLS"
+        # A loop that Triton knows to be of one block is none: what several nests compute is then computed once.
+        end = f"COLS if WHOLE else fl.place({count}, NARROW)"
+        bounds = f"part * COLS, {count}, parts * COLS" if is_shared else f"0, {end}, COLS"
         spread = self.of.spread("COLS", "[None, :]" if self.of.tile.rows else "")
         head = [f"{position} = start + {spread}", f"lane_mask = {position} < {count}"]
         head += ["mask = row_mask & lane_mask"] if self.of.tile.rows else []
@@ -103,7 +105,7 @@ class NestWriter:
         arguments = [self.values[id(argument)] for argument in node.arguments]
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == COMPUTED[node.dtype]:
             return arguments[0]
-        if node.op in ("cumulated", "pair"):
+        if node.op in ("cumulated", "beside"):
             return arguments[0]
         if node.op == "checked":
             return self._checked(node, arguments[0])
@@ -214,7 +216,7 @@ class NestWriter:
         elif self.of.tile.is_point(stage):
             name = identifier(stage.buffer.name)
             self.body.append(f"{name}_value = {value}")
-            self._finish_point(stage, name, self.body)
+            self._finish_point(stage, name)
         else:
             self.body += [self._store(stage, text, part) for part, text in enumerate([value, *others])]
 
@@ -228,11 +230,12 @@ class NestWriter:
         inside = " & ".join(check.text for check in checks)
         return self._assign(f'tl.where({inside}, {text}, float("nan"))', _union([value, *checks])).text
 
-    def _finish_point(self, stage: Stage, name: str, lines: list[str]) -> None:
+    def _finish_point(self, stage: Stage, name: str) -> None:
         """A value for each row, which later nests read."""
         self.of.locals[stage.buffer.name] = Value(f"{name}_value", frozenset({ROW} if self.of.tile.rows else ()))
         if stage.buffer.name in self.of.stored:
-            lines.append(self._store(stage, f"{name}_value"))
+            # Last: a store between two nests would have the second load again what the first has loaded.
+            self.of.at_row_end.append(self._store(stage, f"{name}_value"))
 
     def _store(self, stage: Stage, value: str, part: int = 0) -> str:
         indices = [Index() if axis.extent == ONE else Index(((axis.name, 1),)) for axis in stage.axes]
@@ -255,11 +258,11 @@ class NestWriter:
             return
         end = self.of.at_end if adds_up else self.end
         axis = "None" if adds_up or not self.of.tile.rows else "1"
-        end.append(f"{name}_value = {how.joined(name, stage, axis, axis == '1')}")
+        end.append(f"{name}_value = {how.joined(name, axis)}")
         if adds_up or not self.of.tile.is_point(stage):
             end.append(self._store(stage, f"{name}_value"))
         else:
-            self._finish_point(stage, name, end)
+            self._finish_point(stage, name)
 
     def _cumulate(self, stage: Stage, value: str) -> None:
         """Stores the sums up to each point of an axis: of the lanes, or for each lane of the steps."""

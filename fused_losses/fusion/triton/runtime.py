@@ -178,9 +178,10 @@ class _Planner:
             f"FLAT_{name}": self._is_flat(axes, views, numbers) for name, axes, views in launch.flat
         }
         constants["NARROW"] = self._reach(numbers) < NARROW
-        for name, size, is_there in zip(("ROWS", "COLS"), self.block, (tile.rows, tile.has_lanes)):
-            if is_there:
-                constants[name] = size
+        height, length = self.block
+        constants |= {"ROWS": height} if tile.rows else {}
+        is_whole = tile.shares != "lanes" and max(self.lanes) <= length
+        constants |= {"COLS": length, "WHOLE": is_whole} if tile.has_lanes else {}
         # x * x - y * y is 0 for equal x and y
         options = {"num_warps": blocks.warps_of(tile, self.block), "enable_fp_fusion": False}
         numbers += [self.parts] if tile.shares else []

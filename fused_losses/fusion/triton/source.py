@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..cpp import needed
 from ..expressions import identifier
-from ..ir import TWO, WIDE, Axis, Buffer, Extern, Program, Stage
+from ..ir import WIDE, Axis, Buffer, Extern, Program, Size, Stage
 from ..schedule import Kernel
 from ..sizes import Shapes
 from .blocks import is_wide
@@ -113,7 +113,7 @@ def _text(program: Program, planned: Sequence[Tile | Extern]) -> Text:
 def _buffer(stage: Stage, exact: set[str]) -> Buffer:
     """Where a stage's result is: intermediate ones of low precision keep what they were computed in."""
     name, dtype = stage.buffer.name, stage.buffer.dtype
-    sizes = [axis.extent for axis in stage.axes] + [TWO] * (len(stage.values) - 1)
+    sizes = [axis.extent for axis in stage.axes] + [Size("const", len(stage.values))] * (len(stage.values) > 1)
     return Buffer(name, tuple(sizes), dtype if name in exact else WIDE.get(dtype, dtype))
 
 
@@ -132,7 +132,8 @@ def _function(name: str, writer: Writer) -> list[str]:
     arguments = [*map(identifier, writer.operands), *writer.numbers.names.values(), *unspecialised]
     arguments += [f"{identifier(parameter)}: tl.float64" for parameter in writer.parameters]
     constants = [f"FLAT_{space.name.upper()}" for space in collapsible(writer)]
-    constants += ["NARROW", *(["ROWS"] if writer.tile.rows else []), *(["COLS"] if writer.tile.has_lanes else [])]
+    constants += ["NARROW", *(["ROWS"] if writer.tile.rows else [])]
+    constants += ["COLS", "WHOLE"] if writer.tile.has_lanes else []
     arguments += [f"{constant}: tl.constexpr" for constant in constants]
     options = f"(do_not_specialize={unspecialised!r})" if unspecialised else ""
     head = [f"@triton.jit{options}", f"def {name}(", *indented([f"{argument}," for argument in arguments]), "):"]

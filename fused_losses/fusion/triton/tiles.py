@@ -14,6 +14,7 @@ from typing import Literal
 from ..ir import ONE, WIDE, Axis, Buffer, Expression, Extern, Index, Program, Size, Stage, spread
 from ..schedule import Kernel, Loop, memory_order, reads_itself, schedule
 from .guards import without_needless_choices
+from .places import written_out
 
 # Axes of the parts: among programs with the same rows, among all, and where they are joined.
 PARTS = PART, PROGRAM, PIECE = "part", "each", "piece"
@@ -80,7 +81,7 @@ def scheduled(program: Program) -> list[Kernel | Extern]:
         step if isinstance(step, Extern) else replace(step, expression=spread(step.expression))
         for step in program.steps
     )
-    return schedule(without_needless_choices(replace(program, steps=tuple(steps))))
+    return schedule(written_out(without_needless_choices(replace(program, steps=tuple(steps)))))
 
 
 def merged(steps: Iterable[Tile | Extern]) -> list[Tile | Extern]:

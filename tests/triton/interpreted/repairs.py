@@ -7,6 +7,8 @@ Imported by conftest before any kernel. test_repairs.py fails if Triton's intern
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import triton.language as tl
@@ -89,6 +91,7 @@ FUNCTIONS = """
 """
 STAND_INS = {name: getattr(torch, name) for name in FUNCTIONS.split()}
 STAND_INS |= {"div_rn": torch.div, "sqrt_rn": torch.sqrt, "rint": torch.round}
+STAND_INS |= {"sinpi": lambda x: torch.sin(x * math.pi), "cospi": lambda x: torch.cos(x * math.pi)}
 
 
 def stand_in(function):

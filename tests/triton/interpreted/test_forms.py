@@ -59,7 +59,7 @@ def draw(*shape):
 @pytest.fixture
 def launched(monkeypatch):
     """Small blocks, and how many programs each launch had."""
-    for name, value in {"BLOCK": 16, "LONG": 16, "ROWS": 4, "PROGRAMS": 24, "FEW": 12, "LASTING": 4}.items():
+    for name, value in {"BLOCK": 16, "LONG": 16, "COLUMNS": 4, "PROGRAMS": 24, "FEW": 12, "LASTING": 4}.items():
         monkeypatch.setattr(blocks, name, value)
     counts = []
 
@@ -102,6 +102,20 @@ def test_many_short_rows_have_a_program_each(launched):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_results_have_the_same_bits(loss, shape, launched):
     assert all(map(torch.equal, run(loss, *shape), run(loss, *shape)))
+
+
+@pytest.mark.parametrize(("shape", "whole"), [((40, 3, 4), True), ((40, 3, 6), False)], ids=str)
+def test_a_row_that_a_block_holds_has_no_loops(shape, whole, monkeypatch, launched):
+    plan, seen = triton_runtime._Planner.plan, []
+
+    def noted(planner):
+        planned = plan(planner)
+        seen.append(planned.constants["WHOLE"])
+        return planned
+
+    monkeypatch.setattr(triton_runtime._Planner, "plan", noted)
+    run(overlap, *shape)
+    assert seen == [whole, True, whole]  # of parts there are few
 
 
 def test_a_loss_takes_both_forms(launched):

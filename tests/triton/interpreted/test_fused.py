@@ -113,6 +113,33 @@ def test_layouts(layout):
     same(lambda x, y: ((x - y).square().mean(), (x.softmax(1) * y).sum((0, 2)), x * y), x, y)
 
 
+def of_parts(x):
+    """Tensors that lie beside each other, as networks predict them."""
+    place, scale, weight = x.unbind(-1)
+    return (place.exp() * scale.sin() + weight.tanh() * place).square().mean()
+
+
+def beside(x):
+    """The same as results, of which the last is read again."""
+    last = torch.stack([x.exp(), x * 2, x.sin()], -1)
+    return last, torch.stack([x.tanh(), -x]), torch.cat([x[..., :1].exp(), x[..., 1:2]], -1), last.flip(-1).cumsum(0)
+
+
+@pytest.mark.parametrize("loss", [of_parts, beside])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_tensors_beside_each_other(loss, dtype):
+    same(loss, draw(4, 5, 3).to(dtype))
+
+
+def test_tensors_beside_each_other_are_made_once_each():
+    loss = fuse(of_parts, strict=True)
+    loss(draw(4, 5, 3).requires_grad_()).backward()
+    kernels = loss.source("triton").split("@triton.jit")
+    of_gradient = kernels[-1]
+    assert of_gradient.count("tl.store") == 3 and of_gradient.count("libdevice.cos") == 1
+    assert "tl.where" not in of_gradient
+
+
 def of_a_batch(x):
     """Statistics of rows, then of a batch, then columns of what they make."""
     rows = x - x.mean(-1, keepdim=True)
@@ -150,7 +177,7 @@ def test_offsets_beyond_int32():
 
 
 def fault_start(patch):
-    patch.setitem(reductions.REDUCTIONS, "sum", reductions.Reduction("1", *sum_lines(), is_rounded=True))
+    patch.setitem(reductions.REDUCTIONS, "sum", reductions.Reduction("1", *sum_lines()))
 
 
 def fault_mask(patch):

@@ -13,7 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,14 +58,33 @@ def load(source: str) -> ctypes.CDLL:
     Raises:
         BuildError: if there is no compiler, it fails, or the cache cannot be used or trusted.
     """
-    path = cache_folder() / f"{key_of(source)}.so"
-    with _usable(path.parent):
-        if not _is_whole(path):
-            with _exclusively(path):
-                if not _is_whole(path):  # another process may have built it meanwhile
-                    with _replaced(path) as library:
-                        _build(source, library)
-        return ctypes.CDLL(str(path))
+    with _usable(folder := cache_folder()):
+        return ctypes.CDLL(str(_library(source, folder)))
+
+
+def load_made(recipe: bytes, make: Callable[[], str]) -> ctypes.CDLL:
+    """The library of the source that a recipe makes, which is made only where the cache does not know the recipe.
+
+    Raises:
+        BuildError: as for a source.
+    """
+    with _usable(folder := cache_folder()):
+        link = folder / f"{_key(recipe)}.recipe"  # to the library
+        if not _is_whole(link):
+            library = _library(make(), folder)
+            with _replaced(link) as made:
+                made.symlink_to(library.name)
+        return ctypes.CDLL(str(link))
+
+
+def _library(source: str, folder: Path) -> Path:
+    path = folder / f"{key_of(source)}.so"
+    if not _is_whole(path):
+        with _exclusively(path):
+            if not _is_whole(path):  # another process may have built it meanwhile
+                with _replaced(path) as library:
+                    _build(source, library)
+    return path
 
 
 def python_file(source: str) -> Path:
@@ -137,8 +156,12 @@ def _flags() -> tuple[str, ...]:
 
 def key_of(source: str) -> str:
     """The name of a source's library."""
+    return _key(source.encode())
+
+
+def _key(content: bytes) -> str:
     digest = hashlib.sha256(_surroundings(command()))
-    digest.update("\0".join((*_flags(), *QUICKER, source)).encode())
+    digest.update("".join(f"{flag}\0" for flag in (*_flags(), *QUICKER)).encode() + content)
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .expressions import identifier
 from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass
+from .recipes import recipe
 from .schedule import Kernel, memory_order, schedule
 from .sizes import Shapes, evaluate
 
@@ -62,7 +63,7 @@ class Source:
     """The calls and externs that make a program, and the text of what is called in each of its forms."""
 
     def __init__(self, program: Program) -> None:
-        self._parameters = program.parameters
+        self._program = program
         self._runs: dict[str, Run] = {}
         self.steps: list[Call | Extern] = []
         for step in laid_out(program):
@@ -76,10 +77,14 @@ class Source:
         """What suits inputs of some shapes: few programs meet both forms of a kernel, and each takes long to build."""
         return tuple(_form(kernel, shapes) for run in self._runs.values() for kernel in run.kernels)
 
+    def recipe(self, forms: Forms) -> bytes:
+        """What its text is known by."""
+        return recipe(self._program, forms)
+
     def text(self, forms: Forms) -> str:
         rest = iter(forms)
         functions = [
-            _function(name, run, [next(rest) for _ in run.kernels], self._parameters)
+            _function(name, run, [next(rest) for _ in run.kernels], self._program.parameters)
             for name, run in self._runs.items()
         ]
         return "\n".join(['#include "fusion/passes.h"', *functions])

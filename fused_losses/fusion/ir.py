@@ -198,6 +198,18 @@ class Stage:
         return _once((load["buffer"], tuple(map(plain_axis, load["index"]))) for load in self.loads)
 
     @cached_property
+    def looks_along(self) -> tuple[frozenset[str], ...]:
+        """The axes that each load looks along, each position, and each index that may lie outside."""
+        found: list[frozenset[str]] = []
+        for node in self.expression.nodes:
+            if node.op == "index":
+                found.append(names_in((node["value"],)))
+            elif node.op == "load":
+                found.append(names_in(node["index"]))
+                found += [names_in((index,)) for index in node["index"] if node["guarded"]]
+        return _once(found)
+
+    @cached_property
     def reads(self) -> frozenset[str]:
         """The names of the buffers that it loads from."""
         return frozenset(load["buffer"] for load in self.loads)
@@ -208,6 +220,10 @@ def plain_axis(index: Index | Expression) -> str | None:
     if isinstance(index, Index) and index.terms and index == Index(((index.terms[0][0], 1),)):
         return index.terms[0][0]
     return None
+
+
+def names_in(indices: Iterable[Index | Expression]) -> frozenset[str]:
+    return frozenset(_axes_of(indices))
 
 
 def _axes_of(indices: Iterable[Index | Expression]) -> Iterator[str]:

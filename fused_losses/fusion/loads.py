@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .expressions import COMPUTED, identifier, size_of
-from .ir import Expression, Index, plain_axis
+from .ir import Expression, Index, names_in, plain_axis
 from .memory import factor_of, held, place_among, product, total
-from .schedule import names_in
 
 if TYPE_CHECKING:
     from .nest import Nest

@@ -129,7 +129,8 @@ class Libraries:
         forms = self._source.forms(shapes)
         with self._lock:
             if forms not in self._built:
-                self._built[forms] = compiler.load(self._source.text(forms))
+                make = functools.partial(self._source.text, forms)
+                self._built[forms] = compiler.load_made(self._source.recipe(forms), make)
             return self._built[forms]
 
 

@@ -7,7 +7,7 @@ then its gradient), while the row is in cache. A stage whose outer axes are all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .ir import ONE, Axis, Expression, Extern, Index, Program, Size, Stage
@@ -253,7 +253,7 @@ def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[S
     if list(outer) != list(order):
         return outer
     cut = 0
-    for names in _places(stages):
+    for names in (names for stage in stages for names in stage.looks_along):
         has = [axis.name in names for axis in outer]
         if all(has) or not any(has):
             continue
@@ -263,21 +263,6 @@ def _narrowed(outer: tuple[Axis, ...], order: Sequence[Axis], stages: Sequence[S
             return _settled(middle, stages) or outer
         cut = max(cut, last if last < len(has) else first)
     return (_settled(outer[:cut], stages) or outer) if cut else outer
-
-
-def _places(stages: Sequence[Stage]) -> Iterator[set[str]]:
-    """The names of the axes that each load looks along, each position, and each index that may lie outside."""
-    for stage in stages:
-        for node in stage.expression.nodes:
-            if node.op == "index":
-                yield names_in((node["value"],))
-            elif node.op == "load":
-                yield names_in(node["index"])
-                yield from (names_in((index,)) for index in node["index"] if node["guarded"])
-
-
-def names_in(indices: Sequence[Index | Expression]) -> set[str]:
-    return {name for index in indices if isinstance(index, Index) for name, _ in index.terms}
 
 
 def memory_order(stages: Sequence[Stage]) -> list[Axis]:

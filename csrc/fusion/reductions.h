@@ -27,6 +27,17 @@ struct Sum {
   }
 };
 
+// What lanes add up by themselves: so many terms in fp32, whose rounding is that of a block, then their sum.
+constexpr int64_t kFew = 8;
+
+FL_APART inline void take(float* few, int64_t n, double* sums) {
+  FL_ELEMENTWISE
+  for (int64_t i = 0, count = whole(n); i < count; ++i) {
+    sums[i] += few[i];
+    few[i] = 0;
+  }
+}
+
 // How many of a block of truth values hold.
 template <class A>
 struct Count {

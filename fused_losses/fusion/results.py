@@ -153,6 +153,13 @@ def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, 
     element = value if place is None else f"Place<{kind}>{{{value}, {place}}}"
     if not nest.lanes:
         nest.scalars.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {element});")
+    elif _adds_few(nest, stage, how, index):
+        few, rows = (f"{what}_{identifier(stage.buffer.name)}" for what in ("few", "rows"))
+        nest.of.array(kind, few)
+        nest.before += [f"fill({few}, whole(n), 0);", f"int64_t {rows} = 0;"]
+        nest.body.store(f"{few}[i] = {few}[i] + {value};")
+        nest.joins.append(f"if (++{rows} % kFew == 0) take({few}, n, {sums});")
+        nest.after.append(f"take({few}, n, {sums});")
     elif nest.lanes[0] in stage.axes:
         pointer = nest.of.name("p")
         nest.blocks.append(f"{how}::Result* {pointer} = {sums} + {_first_lane(nest, index)};")
@@ -162,6 +169,12 @@ def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, 
         block = nest.body.block_of(value, kind)
         positions = "" if place is None else f", {nest.body.block_of(place, 'int64_t')}"
         nest.joins.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {how}::block({block}, n{positions}));")
+
+
+def _adds_few(nest: Nest, stage: Stage, how: str, index: str) -> bool:
+    """Whether each lane adds up one result, of which a few terms at a time are added in fp32."""
+    is_one_result = nest.of.kernel.is_local(stage) and not nest.of.is_rows and index == "0"
+    return is_one_result and bool(nest.outside) and how == "Sum<float>"
 
 
 def _scatter(nest: Nest, stage: Stage, function: str, sums: str, index: str, block: str) -> None:
@@ -197,7 +210,7 @@ def _accumulators(nest: Nest, stage: Stage, how: str, count: str) -> str:
             memory = of.name("memory")
             of.scratch.append(f"const Memory<{how}::Result> {memory}({count});")
             of.scratch.append(f"{how}::Result* {sums} = {memory};")
-        nest.before.append(f"fill({sums}, {count}, {how}::start());")
+        nest.before.append(f"fill({sums}, {'whole(n)' if count == 'kBlock' else count}, {how}::start());")
         return sums
     by_part = _is_by_part(nest, stage)
     slots, slot = ("parts.slots()", "parts.slot(part, task)") if by_part else ("most(1, parts.tasks)", "task")

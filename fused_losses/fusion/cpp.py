@@ -11,7 +11,8 @@ from .expressions import identifier
 from .ir import Axis, Buffer, Expression, Extern, Index, Program, Read, Size, Stage
 from .passes import Memory, Pass
 from .recipes import recipe
-from .schedule import Kernel, memory_order, schedule
+from .remembering import scheduled
+from .schedule import Kernel, memory_order
 from .sizes import Shapes, evaluate
 
 SHORT_ROW = 32  # elements below which a row is too short for lanes of its own
@@ -65,11 +66,13 @@ class Source:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._runs: dict[str, Run] = {}
+        self.buffers = program.buffers  # and what kernels keep besides
         self.steps: list[Call | Extern] = []
         for step in laid_out(program):
             if isinstance(step, Run):
                 name = f"fused_{len(self._runs)}"
                 self._runs[name] = step
+                self.buffers |= step.made
                 step = Call(name, step.operands, step.results, step.scratch)
             self.steps.append(step)
 
@@ -100,7 +103,7 @@ def laid_out(program: Program) -> list[Run | Extern]:
     """The functions that a program becomes, between the operators that torch runs."""
     steps: list[Run | Extern] = []
     strided = {buffer.name: buffer for buffer in program.inputs}
-    runs = list(_runs(schedule(program)))
+    runs = list(_runs(scheduled(program)))
     for position, run in enumerate(runs):
         if isinstance(run, Extern):
             strided.update((buffer.name, buffer) for buffer in run.buffers)

@@ -102,7 +102,7 @@ def compile_program(program: Program, device: torch.device) -> Kernels:
 def _in_cpp(program: Program) -> Compiled:
     source = cpp.Source(program)
     libraries = Libraries(source)
-    buffers, count = program.buffers, len(program.parameters)
+    buffers, count = source.buffers, len(program.parameters)
     steps = [
         Operator(step) if isinstance(step, Extern) else _Kernels(step, libraries, buffers, count)
         for step in source.steps

@@ -6,8 +6,9 @@
 #include <emmintrin.h>
 #endif
 
-#include <cmath>
 #include <cstdint>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // an eighth of a build is libstdc++'s <cmath> with functions nobody calls
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>

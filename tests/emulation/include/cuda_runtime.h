@@ -11,7 +11,6 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -24,6 +23,8 @@
 #include <string>
 #include <tuple>
 #include <vector>
+
+#include "fiber.h"
 
 #define __global__
 #define __device__
@@ -69,7 +70,7 @@ constexpr size_t kStackBytes = 256 << 10, kMostSharedBytes = 48 << 10;
 struct Thread {
   enum State { kReady, kAtBarrier, kAtWarp, kDone };
 
-  ucontext_t context{};
+  Fiber fiber{};
   void* stack = nullptr;
   void* fake_stack = nullptr;  // of the address sanitizer
   dim3 index;
@@ -87,7 +88,7 @@ struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;
   size_t count = 0;  // of the running block
   Thread* current = nullptr;
-  ucontext_t scheduler{};
+  Fiber scheduler{};
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
@@ -124,7 +125,7 @@ inline void pause(bool for_good = false) {
   Machine& m = Machine::get();
   Thread* self = m.current;
   leave_stack(for_good ? nullptr : &self->fake_stack, m.scheduler_stack, m.scheduler_stack_bytes);
-  swapcontext(&self->context, &m.scheduler);
+  go_on(self->fiber, m.scheduler);
   enter_stack(self->fake_stack, &m.scheduler_stack, &m.scheduler_stack_bytes);
 }
 
@@ -141,7 +142,7 @@ inline void resume(Thread& thread) {
   m.current = &thread;
   threadIdx = thread.index;
   leave_stack(&m.scheduler_fake_stack, thread.stack, kStackBytes);
-  swapcontext(&m.scheduler, &thread.context);
+  go_on(m.scheduler, thread.fiber);
   enter_stack(m.scheduler_fake_stack, nullptr, nullptr);
 }
 
@@ -247,10 +248,7 @@ inline void prepare(Thread& thread, size_t number) {
   thread.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
   thread.state = Thread::kReady;
   thread.operations = 0;
-  getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack;
-  thread.context.uc_stack.ss_size = kStackBytes;
-  makecontext(&thread.context, thread_main, 0);
+  start_fiber(thread.fiber, thread.stack, kStackBytes, thread_main);
 }
 
 inline void run_block(size_t shared_bytes) {

@@ -11,7 +11,9 @@ FL_INLINE double fma_(double a, double b, double c) { return fma(a, b, c); }
 
 #else
 
+#ifndef FL_INLINE  // the emulation's, which has no hurry, only needs calls
 #define FL_INLINE inline __attribute__((always_inline))
+#endif
 // Elements depend on no other element: vectorise without comparing pointers first.
 #define FL_ELEMENTWISE _Pragma("GCC ivdep")
 

@@ -21,23 +21,6 @@ def multiply(a, b):
 
 
 @triton.jit
-def total(x, AXIS: tl.constexpr, KEEP: tl.constexpr, IS_ALL: tl.constexpr):
-    """A sum, in fp64 where its terms are sums themselves: every term of a row takes long to convert."""
-    if IS_ALL or x.dtype != tl.float32:
-        return tl.sum(x, AXIS, keep_dims=KEEP)
-    else:
-        return tl.sum(x.to(tl.float64), AXIS, keep_dims=KEEP).to(tl.float32)
-
-
-@triton.jit
-def product(x, AXIS: tl.constexpr, KEEP: tl.constexpr, IS_ALL: tl.constexpr):
-    if IS_ALL or x.dtype != tl.float32:
-        return tl.reduce(x, AXIS, multiply, keep_dims=KEEP)
-    else:
-        return tl.reduce(x.to(tl.float64), AXIS, multiply, keep_dims=KEEP).to(tl.float32)
-
-
-@triton.jit
 def largest(x, AXIS: tl.constexpr, KEEP: tl.constexpr):
     """The maximum along an axis; tl.max drops NaN."""
     if x.dtype.is_floating():

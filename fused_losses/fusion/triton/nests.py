@@ -258,7 +258,7 @@ class NestWriter:
             return
         end = self.of.at_end if adds_up else self.end
         axis = "None" if adds_up or not self.of.tile.rows else "1"
-        end.append(f"{name}_value = {how.joined(name, axis)}")
+        end.append(f"{name}_value = {how.joined(name, stage, axis, axis == '1')}")
         if adds_up or not self.of.tile.is_point(stage):
             end.append(self._store(stage, f"{name}_value"))
         else:

@@ -18,6 +18,7 @@ class Reduction:
     update: str
     join: str
     is_place: bool = False
+    is_rounded: bool = False  # whether combining rounds
 
     def lines(
         self, name: str, stage: Stage, value: str, mask: str, shape: str, place: str
@@ -40,11 +41,13 @@ class Reduction:
         ]
         return before, inside
 
-    def joined(self, name: str, axis: str) -> str:
-        """The lanes of each row as one, or everything."""
-        is_row = axis == "1"
-        is_all = "WHOLE" if is_row else False
-        return self.join.format(all=f"{name}_all", place=f"{name}_place", axis=axis, keeps=is_row, is_all=is_all)
+    def joined(self, name: str, stage: Stage, axis: str, keeps: bool) -> str:
+        """The lanes as one; those that add up or multiply in fp64, which costs a conversion for each lane."""
+        every, kind = f"{name}_all", COMPUTED[stage.expression.dtype]
+        is_widened = self.is_rounded and kind == "tl.float32"
+        widened = f"{every}.to(tl.float64)" if is_widened else every
+        joined = self.join.format(all=widened, place=f"{name}_place", axis=axis, keeps=keeps)
+        return f"{joined}.to({kind})" if is_widened else joined
 
 
 def _start(start: str, dtype: torch.dtype) -> str:
@@ -63,8 +66,8 @@ _LARGEST, _SMALLEST = _EXTREME.format(name="largest"), _EXTREME.format(name="sma
 _FIRST = "fl.first_place({{all}}, {{place}}, {extreme}, {{axis}}, {{keeps}})"
 _TRUTH = "tl.{name}({{all}}.to(tl.int32), {{axis}}, keep_dims={{keeps}}) != 0"
 REDUCTIONS = {
-    "sum": Reduction("0", "{all} + {x}", "fl.total({all}, {axis}, {keeps}, {is_all})"),
-    "prod": Reduction("1", "{all} * {x}", "fl.product({all}, {axis}, {keeps}, {is_all})"),
+    "sum": Reduction("0", "{all} + {x}", "tl.sum({all}, {axis}, keep_dims={keeps})", is_rounded=True),
+    "prod": Reduction("1", "{all} * {x}", "tl.reduce({all}, {axis}, fl.multiply, keep_dims={keeps})", is_rounded=True),
     "max": Reduction("lowest", "fl.maximum({all}, {x})", _LARGEST),
     "min": Reduction("highest", "fl.minimum({all}, {x})", _SMALLEST),
     "any": Reduction("0", "{all} | {x}", _TRUTH.format(name="max")),

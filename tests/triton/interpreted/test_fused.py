@@ -177,7 +177,7 @@ def test_offsets_beyond_int32():
 
 
 def fault_start(patch):
-    patch.setitem(reductions.REDUCTIONS, "sum", reductions.Reduction("1", *sum_lines()))
+    patch.setitem(reductions.REDUCTIONS, "sum", reductions.Reduction("1", *sum_lines(), is_rounded=True))
 
 
 def fault_mask(patch):

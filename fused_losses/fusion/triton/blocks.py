@@ -15,6 +15,7 @@ COLUMNS = 16  # the most lanes where rows are what is adjacent in memory
 PROGRAMS = 4096  # that share a sum: a few waves on any GPU
 FEW = 512  # programs that leave a GPU idle: four for each of its processors are as many
 LASTING = 8  # blocks one after the other that are worth further launches
+MOST_WARPS = 32  # that a program can have
 
 # Elements that a thread takes at once. Measured on an H200.
 OF_COLUMN, OF_ROW, OF_SURROUNDINGS = 16, 8, 4  # where threads join their elements, more of them leave less to join
@@ -48,9 +49,9 @@ def is_wide(kernel: Kernel, shapes: Shapes) -> bool:
 
 
 def warps_of(tile: Tile, block: tuple[int, int]) -> int:
-    """As many as leave each thread its elements; fewer than four only where rows are joined, which they do faster."""
-    is_column = _is_column(tile)
-    return max(2 if is_column else 4, block[0] * block[1] // (32 * _elements_of_thread(tile)))
+    """As many as leave each thread its elements; two of them join columns faster than four do."""
+    wanted = block[0] * block[1] // (32 * _elements_of_thread(tile))
+    return min(MOST_WARPS, max(2 if _is_column(tile) else 4, wanted))
 
 
 def _elements_of_thread(tile: Tile) -> int:

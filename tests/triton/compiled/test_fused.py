@@ -86,6 +86,7 @@ KINDS = {
     "shared rows": (few_long_rows(batch_and_total), (90,)),
     "windows": (few_long_rows(windows), (80, 90)),
     "elements": (both(robust, torch.bfloat16), (80, 120)),
+    "many parts": (lambda: run(robust, *2 * [floats(2048, 4096, dtype=torch.float64)]), (90,)),
     "rows": (labels((64, 1024), 64), (90,)),
     "pixels": (labels((2, 16, 64, 64), (2, 64, 64)), (120,)),
     "columns": (both(overlap, torch.float32), (80,)),

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import torch
 
+from ..expressions import COMPARISONS
 from ..ir import ZERO, Expression, Extern, Index, Program, Size, Stage
 from ..lowering import Lowering
 from ..piecewise import MOST_PLACES, chooses
-
-COMPARISONS = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))
 
 
 def written_out(program: Program) -> Program:

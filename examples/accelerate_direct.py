@@ -97,6 +97,7 @@ def main() -> None:
         loss, accuracy = evaluate(accelerator, model, valid_loader)
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
     accelerator.print(f"{accelerator.num_processes} process(es): loss {loss:.4f}, accuracy {accuracy:.4f}")
+    model, optimizer = accelerator.free_memory(model, optimizer)  # or gloo's threads would outlive the interpreter
     accelerator.end_training()
 
 

@@ -76,8 +76,8 @@ def test_what_is_saved_between_forward_and_backward(spec, kernels, device):
 
 
 def test_a_recomputed_head_keeps_no_gradients(kernels, device):
-    head = torch.randn(8192, 64, device=device).requires_grad_()
-    hidden, labels = torch.randn(64, 64, device=device), torch.randint(8192, (64,), device=device)
+    head = torch.randn(16_384, 64, device=device).requires_grad_()
+    hidden, labels = torch.randn(64, 64, device=device), torch.randint(16_384, (64,), device=device)
 
     def forward(recompute):
         options = {"max_workspace_mb": 1.0, "recompute": recompute, "backend": kernels}

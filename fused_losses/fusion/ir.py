@@ -11,7 +11,7 @@ pattern of ranks, dtypes and equal sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ import torch
 # What low-precision floats are computed in, and kept in where no tensor holds them.
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # Operators that look at memory in another shape.
-ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "view_as_real", "view_as_complex")}
+ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "permute", "view_as_real", "view_as_complex")}
 T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 
@@ -102,6 +102,21 @@ class Expression:
         if self.op != "load":
             return self.arguments
         return tuple(index for index in self["index"] if isinstance(index, Expression))
+
+    def rebuilt(self, done: Mapping[Expression, Expression], at: Callable[[Index], Index] | None = None) -> Expression:
+        """The node with others for what it takes, and for where it is; itself where they are the same."""
+
+        def new(value: Any) -> Any:
+            if isinstance(value, Expression):
+                return done[value]
+            if isinstance(value, Index):
+                return at(value) if at else value
+            return tuple(map(new, value)) if type(value) is tuple else value
+
+        arguments = tuple([done[argument] for argument in self.arguments])
+        attributes = tuple([(name, new(value)) for name, value in self.attributes])
+        is_same = arguments == self.arguments and attributes == self.attributes
+        return self if is_same else Expression(self.op, self.dtype, arguments, attributes)
 
     @cached_property
     def nodes(self) -> tuple[Expression, ...]:

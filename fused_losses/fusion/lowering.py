@@ -13,7 +13,22 @@ import torch
 from .extents import is_one, size_of
 from .ir import ALIASES, TWO, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
-from .values import ORIGIN, Complex, External, Input, Pairs, Position, Positions, Reduction, Stored, Value
+from .values import (
+    ORIGIN,
+    PRODUCTS,
+    Complex,
+    External,
+    Input,
+    Pairs,
+    Permuted,
+    Position,
+    Positions,
+    Reduction,
+    Stored,
+    Value,
+    across,
+    aten,
+)
 
 if TYPE_CHECKING:
     from .tracing import Trace
@@ -44,10 +59,10 @@ COSTLY = frozenset(
 )
 
 
-def cost(expression: Expression) -> int:
-    """About how many operations an expression takes."""
+def cost(*expressions: Expression) -> int:
+    """About how many operations it takes to compute some expressions together."""
     seen: set[Expression] = set()
-    waiting = [expression]
+    waiting = [*expressions]
     while waiting:
         node = waiting.pop()
         if node not in seen:
@@ -86,6 +101,8 @@ class Lowering:
         self._elements: dict[Value, dict[Positions, Element]] = {}  # all that were looked at, each worked out once
         self._parts: list[Element] = []  # of the element that is worked out
         self._stored: set[Value] = set()  # what is kept in memory, as one stage reads it at many places
+        self._crossed: dict[str, Buffer] = {}  # by name, those that are looked at with rows for columns
+        self._computed_in: dict[Any, Buffer] = {}  # by what stages compute
         self._nodes: dict[Any, Expression] = {}
         self._looking_up: set[Expression] = set()
 
@@ -195,12 +212,23 @@ class Lowering:
         flat = [p for each, digits in zip(positions, value.digits) for p, d in zip(each, digits) if not is_one(d)]
         return self.load(buffer.name, value.dtype, flat)
 
+    def load_result(self, value: External, positions: Positions) -> Expression:
+        """An element of what torch computes."""
+        if (twin := self._present_twin(value)) is not None:
+            value, positions = twin, tuple(positions[d] for d in across(value.ndim))
+        return self.load(self.buffer(value).name, value.dtype, [p for each in positions for p in each])
+
+    def _present_twin(self, value: Value) -> External | None:
+        """What a product of matrices is across, where that is in memory and it itself is not."""
+        is_present = isinstance(value, External) and value not in self.buffers and value.twin in self.buffers
+        return value.twin if is_present else None
+
     def buffer(self, value: Value) -> Buffer:
         """Where a value is in memory; its step is added where there is none yet."""
         if value not in self.buffers:
             if isinstance(value, Complex):
                 self.buffers[value] = self.buffer(value.in_memory)
-            elif isinstance(value, External):
+            elif isinstance(value, External) and self._present_twin(value) is None:
                 self._call(value)
             elif isinstance(value, Reduction):
                 self._reduce(value)
@@ -220,12 +248,15 @@ class Lowering:
         elif combine in ("sum", "prod"):
             expression = self.cast(expression, value.dtype)
         extents = [axis.extent for axis in outer] + [TWO] * (expression.op == "beside")
-        buffer = Buffer(self._new_name(), tuple(extents), value.dtype)
         if not inner:
             combine = None
             expression = self.cast(spread(expression), value.dtype)
-        self.steps.append(Stage(buffer, tuple(outer), expression, tuple(inner), combine))
-        self.buffers[value] = buffer
+        computed = (tuple(outer), expression, tuple(inner), combine, value.dtype)
+        if computed not in self._computed_in:
+            buffer = Buffer(self._new_name(), tuple(extents), value.dtype)
+            self.steps.append(Stage(buffer, *computed[:-1]))
+            self._computed_in[computed] = buffer
+        self.buffers[value] = self._computed_in[computed]
 
     def _computed(self, operand: Value, positions: Positions) -> Expression:
         """The expression of a stage, in which nothing large is computed at many places."""
@@ -260,7 +291,7 @@ class Lowering:
 
     def _call(self, value: External) -> None:
         call = value.call
-        arguments = self._readable(call.arguments)
+        arguments = self._readable(self._matrices(call.arguments) if call.target in PRODUCTS else call.arguments)
         keywords = self._readable(call.keywords)
         for output in call.outputs:
             sizes = tuple(size_of(extent) for extent in output.shape)
@@ -271,7 +302,9 @@ class Lowering:
     def _readable(self, argument: Any) -> Any:
         """An argument of an operator, with values in memory and sizes as numbers."""
         if isinstance(argument, Value):
-            return Read(self.shaped(argument).name)
+            argument = self.shaped(argument)
+        if isinstance(argument, Buffer):
+            return Read(argument.name)
         if isinstance(argument, torch.SymInt):
             return argument.node.size
         if isinstance(argument, (list, tuple)):
@@ -280,18 +313,42 @@ class Lowering:
             return {name: self._readable(a) for name, a in argument.items()}
         return argument
 
+    def _matrices(self, operands: Sequence[Value]) -> list[Buffer]:
+        """Operands of a product; those that are others across are just looked at that way."""
+        found: list[tuple[Buffer, bool]] = []
+        for operand in operands:
+            value, is_across = self._lying(operand)
+            found.append((self.shaped(value), is_across))
+        return [self._across(buffer) if is_across else buffer for buffer, is_across in found]
+
+    def _lying(self, matrices: Value) -> tuple[Value, bool]:
+        """What holds matrices in memory, and whether they lie across there."""
+        if (twin := self._present_twin(matrices)) is not None:
+            return twin, True
+        if isinstance(matrices, Permuted) and matrices.order == across(matrices.ndim):
+            return matrices.operand, True
+        return matrices, False
+
+    def _across(self, buffer: Buffer) -> Buffer:
+        if buffer.name not in self._crossed:
+            order = across(len(buffer.sizes))
+            sizes = tuple(buffer.sizes[d] for d in order)
+            self._crossed[buffer.name] = self._seen(buffer, sizes, aten.permute.default, order)
+        return self._crossed[buffer.name]
+
     def shaped(self, value: Value) -> Buffer:
         """A buffer with the very shape of a value."""
         buffer = self.buffer(value)
         sizes = tuple(size_of(extent) for extent in value.shape)
         self.used[buffer.name] = None
-        if buffer.sizes == sizes:
-            return buffer
-        name = self._new_name()
-        reshaped = Buffer(name, sizes, value.dtype)
-        self.steps.append(Extern((reshaped,), torch.ops.aten.reshape.default, (Read(buffer.name), list(sizes))))
-        self.used[name] = None
-        return reshaped
+        return buffer if buffer.sizes == sizes else self._seen(buffer, sizes, aten.reshape.default, sizes)
+
+    def _seen(self, buffer: Buffer, sizes: tuple[Size, ...], target: Any, how: Sequence[int | Size]) -> Buffer:
+        """The memory of a buffer in another shape."""
+        seen = Buffer(self._new_name(), sizes, buffer.dtype)
+        self.steps.append(Extern((seen,), target, (Read(buffer.name), [*how])))
+        self.used[seen.name] = None
+        return seen
 
 
 def _most_repeated(element: Element) -> Value | None:
@@ -370,7 +427,8 @@ def lower(trace: Trace) -> Lowered:
     backward = Lowering({**inputs, **saved, **cotangents}, "g")
     gradients = [backward.buffer(value) for value in trace.gradients if value is not None]
     names = {buffer.name for buffer in gradients}
-    kept = [buffer for buffer in saved.values() if buffer.name in backward.used or buffer.name in names]
+    read = [buffer for buffer in saved.values() if buffer.name in backward.used or buffer.name in names]
+    kept = list(dict.fromkeys(read))  # equal values are in one
     return Lowered(
         _program(forward, inputs.values(), [*outputs, *kept]),
         _program(backward, [*inputs.values(), *kept, *cotangents.values()], gradients),

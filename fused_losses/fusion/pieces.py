@@ -45,13 +45,11 @@ def _only_where(lowering: Lowering, condition: Expression, expression: Expressio
     for node in expression.nodes:
         if node in done:
             continue
-        arguments = [done[argument] for argument in node.arguments]
+        new = node.rebuilt(done)
+        arguments = new.arguments
         if node.op == "checked":
-            arguments = [lowering.where(condition, arguments[0], lowering.number(0, torch.int64))]
-        attributes = dict(node.attributes)
-        if node.op == "load":
-            attributes["index"] = tuple(done.get(index, index) for index in node["index"])
-        done[node] = lowering.make(node.op, node.dtype, *arguments, **attributes)
+            arguments = (lowering.where(condition, arguments[0], lowering.number(0, torch.int64)),)
+        done[node] = lowering.make(new.op, new.dtype, *arguments, **dict(new.attributes))
     return done[expression]
 
 

@@ -121,16 +121,7 @@ def _kept(program: Program, expression: Expression, axes: tuple[Axis, ...]) -> P
 
 def _replaced(root: Expression, done: dict[Expression, Expression]) -> Expression:
     """An expression in which some nodes stand for others; what was made anew already is the same again."""
-
-    def new(value: object) -> object:
-        if isinstance(value, Expression):
-            return done[value]
-        return tuple(map(new, value)) if type(value) is tuple else value
-
     for node in root.nodes:
         if node not in done:
-            attributes = tuple((name, new(value)) for name, value in node.attributes)
-            arguments = tuple(done[argument] for argument in node.arguments)
-            same = arguments == node.arguments and attributes == node.attributes
-            done[node] = node if same else Expression(node.op, node.dtype, arguments, attributes)
+            done[node] = node.rebuilt(done)
     return done[root]

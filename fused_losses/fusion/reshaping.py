@@ -23,9 +23,11 @@ def viewed(tracer: Any, x: Value, shape: Any, *strides: Any) -> Value:
             shape[d] = product(x.shape) // product([1, *shape[:d], *shape[d + 1 :]])
     if not product(shape) == product(x.shape):
         raise RuntimeError(f"shape {list(shape)} is invalid for a tensor of shape {list(x.shape)}")
+    if len(shape) == x.ndim and all(map(same, shape, x.shape)):
+        return x
     regrouping = _regrouping(x, shape)
     if regrouping is None:
-        return viewed(tracer, _stored_as(x, shape), shape) if not _is_plain(x, shape) else x
+        return _stored_as(x, shape)
     digits, sources = regrouping
 
     def source(lowering: Lowering, positions: Positions) -> Positions:
@@ -40,10 +42,6 @@ def viewed(tracer: Any, x: Value, shape: Any, *strides: Any) -> Value:
         return tuple(result)
 
     return View(x, shape, digits, source)
-
-
-def _is_plain(x: Value, shape: Sequence[Extent]) -> bool:
-    return x.ndim == len(shape) and all(same(a, b) for a, b in zip(x.shape, shape))
 
 
 def _stored_as(x: Value, shape: Sequence[Extent]) -> Value:

@@ -65,13 +65,12 @@ def _grouped(steps: Sequence[Stage | Extern], joins: Callable[[Stage, Group], bo
     """Steps by kernel; a stage is in the first that it joins."""
     groups: list[Group] = []
     home: dict[str, int] = {}
-    barrier = 0
     for step in steps:
         if isinstance(step, Extern):
             groups.append(step)
-            barrier = len(groups)
+            home.update((buffer.name, len(groups)) for buffer in step.buffers)
             continue
-        first = max([barrier, *(home[name] for name in step.reads if name in home)])
+        first = max([0, *(home[name] for name in step.reads if name in home)])
         place = next((g for g in range(first, len(groups)) if joins(step, groups[g])), len(groups))
         if place == len(groups):
             groups.append([])
@@ -152,23 +151,14 @@ def _renamed(stage: Stage, names: dict[str, str]) -> Stage:
     if all(names.get(axis.name) == axis.name for axis in stage.axes + stage.reduced):
         return stage
 
-    def index_of(index: Index | Expression) -> Index | Expression:
-        if isinstance(index, Expression):
-            return done[id(index)]
+    def at(index: Index) -> Index:
         return index._replace(terms=tuple((names[axis], factor) for axis, factor in index.terms if axis in names))
 
-    def attribute(name: str, value: object) -> object:
-        if name == "index":
-            return tuple(map(index_of, value))  # type: ignore[call-overload]
-        return index_of(value) if isinstance(value, Index) else value
-
-    done: dict[int, Expression] = {}
+    done: dict[Expression, Expression] = {}
     for node in stage.expression.nodes:
-        attributes = tuple((name, attribute(name, value)) for name, value in node.attributes)
-        arguments = tuple(done[id(argument)] for argument in node.arguments)
-        done[id(node)] = Expression(node.op, node.dtype, arguments, attributes)
+        done[node] = node.rebuilt(done, at)
     rename = lambda axes: tuple(axis._replace(name=names.get(axis.name, axis.name)) for axis in axes)
-    expression = done[id(stage.expression)]
+    expression = done[stage.expression]
     return replace(stage, axes=rename(stage.axes), reduced=rename(stage.reduced), expression=expression)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .lowering import Lowering
 
 aten = torch.ops.aten
+PRODUCTS = {aten.mm.default, aten.bmm.default}  # which take matrices that lie across in memory as they are
 Digits = tuple[Extent, ...]  # where there are several, none of them is 1
 
 
@@ -277,6 +278,32 @@ class View(Value):
         return lowering.element(self.operand, self.source(lowering, positions))
 
 
+class Permuted(View):
+    """The elements of an operand, with its dimensions in another order."""
+
+    def __init__(self, operand: Value, order: Sequence[int]):
+        inverse = [order.index(d) for d in range(operand.ndim)]
+        shape, digits = [operand.shape[d] for d in order], [operand.digits[d] for d in order]
+        super().__init__(operand, shape, digits, lambda _, positions: tuple(positions[d] for d in inverse))
+        self.order = tuple(order)
+
+
+def permuted(x: Value, order: Sequence[int]) -> Value:
+    """A value with its dimensions in another order; a product of matrices comes out in that order itself."""
+    if list(order) == list(range(x.ndim)):
+        return x
+    if isinstance(x, Permuted):
+        return permuted(x.operand, [x.order[d] for d in order])
+    if isinstance(x, External) and x.call.target in PRODUCTS and tuple(order) == across(x.ndim):
+        return x.across()
+    return Permuted(x, order)
+
+
+def across(rank: int) -> tuple[int, ...]:
+    """The order in which the rows of matrices are their columns."""
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
 def place_of(x: Value, dim: int, place: Extent) -> View:
     """The elements at one place of a dimension, which is dropped."""
     at = Position.of({}, number_of(place))
@@ -366,10 +393,20 @@ class External(Value):
     def __init__(self, call: ExternalCall, output: int, shape: Sequence[Extent], dtype: torch.dtype):
         super().__init__(shape, dtype)
         self.call, self.output = call, output
+        self.twin: External | None = None  # a product of matrices is its twin across
 
     def element(self, lowering: Lowering, positions: Positions) -> Expression:
-        buffer = lowering.buffer(self)
-        return lowering.load(buffer.name, self.dtype, [p for each in positions for p in each])
+        return lowering.load_result(self, positions)
+
+    def across(self) -> External:
+        """What a product of matrices is across, as a product of its own: whichever is asked for first is computed."""
+        if self.twin is None:
+            rows = across(self.ndim)
+            a, b = (permuted(operand, rows) for operand in self.call.arguments)
+            shape = [self.shape[d] for d in rows]
+            self.twin = external(self.call.target, (b, a), shape, self.dtype)
+            self.twin.twin = self
+        return self.twin
 
     @cached_property
     def pairs(self) -> External:

@@ -10,7 +10,7 @@ import torch
 from .extents import Extent, is_one, same
 from .lowering import Lowering
 from .operators import operator, with_ones
-from .values import ORIGIN, Digits, Position, Positions, Value, View, as_whole, place_of, restricted
+from .values import ORIGIN, Digits, Position, Positions, Value, View, as_whole, permuted, place_of, restricted
 
 
 def dimension_of(x: Value, dim: int) -> int:
@@ -38,6 +38,8 @@ def _expand(tracer: Any, x: Value, shape: Sequence[Any], implicit: bool = False)
         digits.append(x.digits[d - rank] if keep else (size,))
         if keep and not (isinstance(size, int) and size == -1) and not size == own:
             raise RuntimeError(f"the expanded size of dimension {d} is {size}, and the tensor has {own}")
+    if len(wanted) == x.ndim and all(map(same, wanted, x.shape)):
+        return x
     target = Value(wanted, x.dtype, digits)
     return View(x, wanted, digits, lambda lowering, positions: restricted(lowering, positions, target, x))
 
@@ -50,10 +52,7 @@ def _broadcast_in_dim(tracer: Any, x: Value, shape: Sequence[Extent], dimensions
 
 @operator("permute")
 def _permute(tracer: Any, x: Value, order: Sequence[int]) -> Value:
-    order = [dimension_of(x, d) for d in order]
-    inverse = [order.index(d) for d in range(x.ndim)]
-    shape, digits = [x.shape[d] for d in order], [x.digits[d] for d in order]
-    return View(x, shape, digits, lambda lowering, positions: tuple(positions[d] for d in inverse))
+    return permuted(x, [dimension_of(x, d) for d in order])
 
 
 @operator("transpose")

@@ -324,6 +324,20 @@ def test_what_is_computed_at_many_places_is_kept_in_memory():
     assert len(check(blurred, torch.randn(9)).backward.steps) > 1
 
 
+def test_what_equals_is_computed_once():
+    """A function that a loss calls twice: sums of the same are one, and saved as one."""
+
+    def twice(x, y):
+        first, second = (x.square().sum(1) for _ in "ab")
+        return (first * y).sin().sum() + (second + y).square().mean()
+
+    programs = check(twice, torch.randn(4, 5), torch.randn(4), wanted=(0, 1))
+    sums = [step for step in programs.forward.steps if step.reduced and step.axes]
+    assert len(sums) == 1
+    assert programs.forward.outputs[1:] == (sums[0].buffer.name,)
+    assert [buffer.name for buffer in programs.backward.inputs].count(sums[0].buffer.name) == 1
+
+
 def test_an_index_out_of_range():
     result = lower(traced(lambda x, i: x.gather(1, i).sum(), [PAIR[0], LABELS[:, None]], (0,)))
     with pytest.raises(IndexError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..cpp import points
-from ..lowering import COSTLY
+from ..lowering import cost
 from ..schedule import Kernel, memory_order
 from ..sizes import Shapes
 from .tiles import Tile
@@ -58,7 +58,8 @@ def _elements_of_thread(tile: Tile) -> int:
     if tile.looks_around:
         return OF_SURROUNDINGS
     count = OF_COLUMN if _is_column(tile) else OF_ROW if _has_whole_rows(tile) else PACK // _narrowest(tile)
-    return count // 2 if _work(tile) > LONG_WORK else count
+    work = cost(*(stage.expression for stage in tile.stages))
+    return count // 2 if work > LONG_WORK else count
 
 
 def _has_whole_rows(tile: Tile) -> bool:
@@ -75,12 +76,6 @@ def _narrowest(tile: Tile) -> int:
     return min(
         (load.dtype.itemsize for s in tile.stages for load in s.loads if load.dtype.is_floating_point), default=4
     )
-
-
-def _work(tile: Tile) -> int:
-    """About how many operations each element of a tile takes, in all nests together."""
-    operations = {node for stage in tile.stages for node in stage.expression.nodes if node.arguments}
-    return sum(8 if node.op in COSTLY else 1 for node in operations)
 
 
 def quotient(count: int, block: int) -> int:

@@ -17,20 +17,9 @@ def without_needless_choices(program: Program) -> Program:
     for step in program.steps:
         for node in () if isinstance(step, Extern) else step.expression.nodes:
             if node not in done:
-                done[node] = done[node.arguments[1]] if _is_needless(node, buffers) else _rebuilt(node, done)
+                done[node] = done[node.arguments[1]] if _is_needless(node, buffers) else node.rebuilt(done)
     steps = (s if isinstance(s, Extern) else replace(s, expression=done[s.expression]) for s in program.steps)
     return replace(program, steps=tuple(steps))
-
-
-def _rebuilt(node: Expression, done: Mapping[Expression, Expression]) -> Expression:
-    if all(done[child] is child for child in node.children):
-        return node
-    arguments = tuple(done[argument] for argument in node.arguments)
-    attributes = tuple(
-        (name, tuple(done[i] if isinstance(i, Expression) else i for i in value) if name == "index" else value)
-        for name, value in node.attributes
-    )
-    return replace(node, arguments=arguments, attributes=attributes)
 
 
 def _is_needless(node: Expression, buffers: Sizes) -> bool:

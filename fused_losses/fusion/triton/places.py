@@ -5,7 +5,6 @@ A program would compute every tensor at each of the places; so it computes each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -46,33 +45,26 @@ def _at(lowering: Lowering, expression: Expression, axis: str, place: int) -> Ex
     """An expression at one place along an axis, without the choices that are known there."""
     done: dict[Expression, Expression] = {}
     for node in expression.nodes:
-        arguments = [done[argument] for argument in node.arguments]
-        attributes = dict(node.attributes)
-        if node.op == "load":
-            attributes["index"] = tuple(
-                done[index] if isinstance(index, Expression) else _index_at(index, axis, place)
-                for index in node["index"]
-            )
-        if node.op == "index":
-            attributes["value"] = _index_at(node["value"], axis, place)
-        done[node] = _made(lowering, node, arguments, attributes)
+        done[node] = _made(lowering, node.rebuilt(done, lambda index: _index_at(index, axis, place)))
     return done[expression]
 
 
-def _made(
-    lowering: Lowering, node: Expression, arguments: Sequence[Expression], attributes: dict[str, object]
-) -> Expression:
+def _made(lowering: Lowering, node: Expression) -> Expression:
+    """A node as the one that equals it, or what it comes to."""
     if node.op in COMPARISONS:
-        return lowering.compare(node.op, *arguments)
+        return lowering.compare(node.op, *node.arguments)
     if node.op == "where":
-        return lowering.where(*arguments)
-    if node.op == "logical_and" and any(argument.op == "constant" for argument in arguments):
-        known, other = sorted(arguments, key=lambda argument: argument.op != "constant")
+        return lowering.where(*node.arguments)
+    if node.op == "logical_and" and any(argument.op == "constant" for argument in node.arguments):
+        known, other = sorted(node.arguments, key=lambda argument: argument.op != "constant")
         return other if known["value"] else known
-    value = attributes.get("value")
-    if isinstance(value, Index) and not value.terms and value.offset.op == "const" and value.divisor == 1:
-        return lowering.number(value.offset.value, torch.int64)
-    return lowering.make(node.op, node.dtype, *arguments, **attributes)
+    if node.op == "index" and _is_known(node["value"]):
+        return lowering.number(node["value"].offset.value, torch.int64)
+    return lowering.make(node.op, node.dtype, *node.arguments, **dict(node.attributes))
+
+
+def _is_known(index: Index) -> bool:
+    return not index.terms and index.offset.op == "const" and index.divisor == 1
 
 
 def _index_at(index: Index, axis: str, place: int) -> Index:

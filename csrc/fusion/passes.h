@@ -146,8 +146,8 @@ struct Lanes {
   }
 
   // Where the block that begins at a lane ends: where a run does, at the latest.
-  int64_t end(int64_t begin) const {
-    return least(begin + step, run == numel ? numel : (begin / run + 1) * run);
+  int64_t end(int64_t begin, int64_t width = kBlock) const {
+    return least(begin + least(step, width), run == numel ? numel : (begin / run + 1) * run);
   }
 
  private:

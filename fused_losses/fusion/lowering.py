@@ -220,8 +220,9 @@ class Lowering:
 
     def _present_twin(self, value: Value) -> External | None:
         """What a product of matrices is across, where that is in memory and it itself is not."""
-        is_present = isinstance(value, External) and value not in self.buffers and value.twin in self.buffers
-        return value.twin if is_present else None
+        if not isinstance(value, External) or value in self.buffers:
+            return None
+        return value.twin if value.twin in self.buffers else None
 
     def buffer(self, value: Value) -> Buffer:
         """Where a value is in memory; its step is added where there is none yet."""

@@ -117,8 +117,9 @@ class Pass:
     def _columns(self, body: list[str]) -> list[str]:
         blocks = [
             "const int64_t end = parts.end(task);",
-            "for (int64_t begin = parts.begin(task); begin < end; begin += parts.width) {",
-            "const int64_t n = least(parts.width, end - begin);",
+            "for (int64_t begin = parts.begin(task), next; begin < end; begin = next) {",
+            f"next = {'least(end, lanes.end(begin, parts.width))' if self.kernel.rest else 'end'};",
+            "const int64_t n = next - begin;",
             *self.at_block,
         ]
         cut = f"const Parts parts = columns({self._extents()}, {inner_size(self.kernel)}, {self._results()});"

@@ -20,8 +20,9 @@ from ..backends.triton import unavailable_reason as triton_unavailable_reason
 from . import compiler, cpp
 from .ir import Buffer, Extern, Program, Read, Size
 from .sizes import ARITHMETIC, Shapes
+from .values import PRODUCTS
 
-LARGE = 8 << 20  # bytes from which memory that was used before is worth asking for
+LARGE = 8 << 20  # bytes of a result from which memory that was used before is worth asking for
 MOST_LAYOUTS = 1024  # of operands, that are remembered
 Sizes = Callable[[Mapping[str, Tensor]], Sequence[int]]
 _Plan = tuple[Any, bytes, list[tuple[str, Callable[[], Tensor]]]]  # the function, its layout, what makes each result
@@ -180,7 +181,7 @@ class Operator:
     """An operator that torch runs between kernels."""
 
     def __init__(self, extern: Extern) -> None:
-        self._target, self._results = _binding(extern.target), [buffer.name for buffer in extern.buffers]
+        self._target, self._results = _function(extern.target), [buffer.name for buffer in extern.buffers]
         self.touched = (*cpp.needed(extern), *self._results)
         self._arguments = [_giving(value) for value in extern.arguments]
         self._keywords = {name: _giving(value) for name, value in extern.keywords.items()}
@@ -189,6 +190,19 @@ class Operator:
         keywords = {name: give(tensors) for name, give in self._keywords.items()}
         results = self._target(*[give(tensors) for give in self._arguments], **keywords)
         tensors.update(zip(self._results, results if isinstance(results, (tuple, list)) else (results,)))
+
+
+def _function(target: Any) -> Callable[..., Any]:
+    function = _binding(target)
+    if target not in PRODUCTS:
+        return function
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        shape = (*a.shape[:-1], b.shape[-1])
+        kept = _is_kept(shape, a.dtype) and a.is_cpu
+        return function(a, b, out=_allocator(shape, a.dtype)()) if kept else function(a, b)
+
+    return product
 
 
 def _binding(target: Any) -> Callable[..., Any]:
@@ -228,13 +242,18 @@ def _shape(sizes: tuple[Size, ...]) -> Sizes:
 
 
 def _allocator(shape: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """What makes an uninitialised tensor; a large one is of memory that was used before, which needs no faulting in."""
-    is_large = math.prod(shape) * dtype.itemsize >= LARGE
-    if is_large and dtype.is_floating_point and loading.unavailable_reason("_C_cpu") is None:
+    """What makes an uninitialised tensor."""
+    if _is_kept(shape, dtype):
         return functools.partial(torch.ops.fused_losses.empty.default, shape, dtype=dtype)
     strides = torch.empty(shape, device="meta").stride()
     # Given strides, which is the fastest, and a device, as there may be another default.
     return functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=torch.device("cpu"))
+
+
+def _is_kept(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether a tensor is so large that memory which was used before pays, as it needs no faulting in."""
+    is_large = math.prod(shape) * dtype.itemsize >= LARGE
+    return is_large and dtype.is_floating_point and loading.unavailable_reason("_C_cpu") is None
 
 
 @functools.cache

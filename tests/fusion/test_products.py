@@ -116,3 +116,18 @@ def test_a_product_is_given_across():
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(a.square().sum() + b, (x, y)) for a, b in ((found, value), outputs(x, y))]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_large_product_takes_memory_that_was_used_before(large):
+    """Whose first touch would take longer than to compute it; what is handed out is not lent again."""
+    rows = 1536 if large else 1024  # 9 MiB or 4
+    x, y = (torch.randn(rows, 8) for _ in "xy")
+    fused = fuse(lambda x, y: x @ y.t(), strict=True)
+    first = fused(x, y)
+    address = first.data_ptr()
+    held = fused(x, y)
+    assert held.data_ptr() != address and torch.equal(held, x @ y.t())
+    del first
+    again = fused(x, y)
+    assert torch.equal(again, held) and (again.data_ptr() == address or not large)

@@ -30,12 +30,18 @@ struct Sum {
 // What lanes add up by themselves: so many terms in fp32, whose rounding is that of a block, then their sum.
 constexpr int64_t kFew = 8;
 
-FL_APART inline void take(float* few, int64_t n, double* sums) {
+// After so many rows, of which the last few are still to be added to the sums of those before.
+FL_APART inline void take(float* few, int64_t n, double* sums, int64_t rows) {
   FL_ELEMENTWISE
   for (int64_t i = 0, count = whole(n); i < count; ++i) {
-    sums[i] += few[i];
+    sums[i] = few[i] + (rows == kFew ? 0 : sums[i]);
     few[i] = 0;
   }
+}
+FL_APART inline void take_last(float* few, int64_t n, const double* sums, int64_t rows) {
+  if (rows < kFew) return;
+  FL_ELEMENTWISE
+  for (int64_t i = 0, count = whole(n); i < count; ++i) few[i] = static_cast<float>(sums[i] + few[i]);
 }
 
 // How many of a block of truth values hold.

@@ -135,6 +135,9 @@ def _reduce(nest: Nest, stage: Stage, value: str) -> None:
     kept = [axis for axis in stage.axes if axis.name in places]
     kept += [axis for axis in nest.outside if axis in stage.axes]
     kept += [axis for axis in nest.lanes if axis in stage.axes] if nest.of.is_rows else []
+    if _adds_few(nest, stage, how, kept):
+        _add_few(nest, stage, how, value)
+        return
     sums = _accumulators(nest, stage, how, product([axis.extent for axis in kept]))
     index = place_among([axis for axis in kept if axis.name not in nest.lane_names], places)
     if nest.body.vary(places.values()):
@@ -153,13 +156,6 @@ def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, 
     element = value if place is None else f"Place<{kind}>{{{value}, {place}}}"
     if not nest.lanes:
         nest.scalars.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {element});")
-    elif _adds_few(nest, stage, how, index):
-        few, rows = (f"{what}_{identifier(stage.buffer.name)}" for what in ("few", "rows"))
-        nest.of.array(kind, few)
-        nest.before += [f"fill({few}, whole(n), 0);", f"int64_t {rows} = 0;"]
-        nest.body.store(f"{few}[i] = {few}[i] + {value};")
-        nest.joins.append(f"if (++{rows} % kFew == 0) take({few}, n, {sums});")
-        nest.after.append(f"take({few}, n, {sums});")
     elif nest.lanes[0] in stage.axes:
         pointer = nest.of.name("p")
         nest.blocks.append(f"{how}::Result* {pointer} = {sums} + {_first_lane(nest, index)};")
@@ -171,10 +167,21 @@ def _join(nest: Nest, stage: Stage, how: str, kind: str, sums: str, index: str, 
         nest.joins.append(f"{sums}[{index}] = {how}::join({sums}[{index}], {how}::block({block}, n{positions}));")
 
 
-def _adds_few(nest: Nest, stage: Stage, how: str, index: str) -> bool:
+def _adds_few(nest: Nest, stage: Stage, how: str, kept: Sequence[Axis]) -> bool:
     """Whether each lane adds up one result, of which a few terms at a time are added in fp32."""
-    is_one_result = nest.of.kernel.is_local(stage) and not nest.of.is_rows and index == "0"
+    is_one_result = nest.of.kernel.is_local(stage) and not nest.of.is_rows and not kept
     return is_one_result and bool(nest.outside) and how == "Sum<float>"
+
+
+def _add_few(nest: Nest, stage: Stage, how: str, value: str) -> None:
+    few, sums, rows = (f"{what}_{identifier(stage.buffer.name)}" for what in ("few", "sums", "rows"))
+    nest.of.array("float", few)
+    nest.of.scratch.append(f"alignas(64) {how}::Result {sums}[kBlock];")
+    nest.before += [f"fill({few}, whole(n), 0);", f"int64_t {rows} = 0;"]
+    nest.body.store(f"{few}[i] = {few}[i] + {value};")
+    nest.joins.append(f"if (++{rows} % kFew == 0) take({few}, n, {sums}, {rows});")
+    nest.after.append(f"take_last({few}, n, {sums}, {rows});")
+    _finish_lanes(nest, stage, f"{few}[i]")
 
 
 def _scatter(nest: Nest, stage: Stage, function: str, sums: str, index: str, block: str) -> None:
@@ -240,15 +247,20 @@ def _finish_local(nest: Nest, stage: Stage, sums: str, kept: Sequence[Axis]) -> 
             nest.after += _copied(nest, stage, sums, kept)
         return
     if not kept:
-        body: list[str] = []
-        joins: list[str] = []
-        _local(nest, stage, f"result<{kind}>({sums}[i])", body.append, joins)
-        nest.after += [*LANES, *body, "}", *joins]
+        _finish_lanes(nest, stage, f"result<{kind}>({sums}[i])")
         return
     out, origin = _output(nest, stage)
     block = nest.of.array(kind)
     body = [*LANES, f"{block}[i] = result<{kind}>({sums}[({place_among(kept)}) * kBlock + i]);", "}"]
     nest.after += looped(kept, [*body, f"{out}.put({nest.seek(out)}, n, {origin}, {block});"])
+
+
+def _finish_lanes(nest: Nest, stage: Stage, value: str) -> None:
+    """Of one result for each lane."""
+    body: list[str] = []
+    joins: list[str] = []
+    _local(nest, stage, value, body.append, joins)
+    nest.after += [*LANES, *body, "}", *joins]
 
 
 def _finish_sums(nest: Nest, stage: Stage, how: str, kept: Sequence[Axis]) -> None:

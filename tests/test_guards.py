@@ -293,6 +293,20 @@ def test_the_right_loss_passes(check):
         check_loss(right, reference, samples(check), dtypes=DTYPES, checks=[check])
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_target_may_be_compared_with_alone(check):
+    """Nothing flows back to it; what should flow to the other input must."""
+
+    def chosen(x, t):
+        return torch.where(t > 0, x, 0.5 * x).square()
+
+    pair = [tuple(torch.randn(6, 5, dtype=torch.float64) for _ in range(2))]
+    check_loss(chosen, chosen, pair, dtypes=DTYPES, checks=[check])
+    if check == "gradient":
+        cut = lambda x, t: chosen(x.detach(), t)
+        assert not check_loss(cut, chosen, pair, dtypes=DTYPES, checks=[check], raise_on_fault=False).ok
+
+
 @pytest.mark.parametrize(("check", "loss"), FAULTS, ids=[f"{c}-{n}" for n, (c, _) in enumerate(FAULTS)])
 def test_a_planted_fault_is_caught(check, loss):
     report = check_loss(loss, reference, samples(check), dtypes=DTYPES, checks=[check], raise_on_fault=False)

@@ -79,6 +79,13 @@ def upstream_like(value: Tensor, upstream: Upstream) -> Tensor:
     return torch.full_like(value, upstream)
 
 
+def gradients_of(value: Tensor, inputs: Sequence[Tensor], upstream: Tensor | None = None, **options: Any) -> Any:
+    """Gradients, which are 0 where an input has no influence, as a target that is only compared with has none."""
+    if not value.requires_grad:
+        return tuple(map(torch.zeros_like, inputs))
+    return torch.autograd.grad(value, inputs, upstream, allow_unused=True, materialize_grads=True, **options)
+
+
 def run(
     loss: Loss,
     tensors: Sequence[Tensor],
@@ -91,5 +98,5 @@ def run(
     value = loss(*arguments, **extras)
     if not needed:
         return [value.detach()]
-    gradients = torch.autograd.grad(value, [arguments[i] for i in needed], upstream_like(value, upstream))
+    gradients = gradients_of(value, [arguments[i] for i in needed], upstream_like(value, upstream))
     return [value.detach(), *gradients]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .accuracy import FACTOR, Comparison, compare, fault, same_bits
-from .case import Case, Loss, Upstream, leaves, run, upstream_like
+from .case import Case, Loss, Upstream, gradients_of, leaves, run, upstream_like
 from .layouts import LAYOUTS
 from .memory import peak_bytes
 from .transforms import TRANSFORMS
@@ -98,7 +98,7 @@ def repeated_backward(case: Case) -> Comparisons:
     loss = case.loss(*arguments, **case.extras)
     wanted = [arguments[i] for i in case.floating]
     first, _, again = (
-        torch.autograd.grad(loss, wanted, upstream_like(loss, factor), retain_graph=True) for factor in (3.0, 0.5, 3.0)
+        gradients_of(loss, wanted, upstream_like(loss, factor), retain_graph=True) for factor in (3.0, 0.5, 3.0)
     )
     return _same("a second backward", again, first)
 
@@ -133,7 +133,7 @@ def unmutated(case: Case) -> Comparisons:
     before = [memory.clone() for memory in memories]
     versions = [argument._version for argument in arguments]
     loss = case.loss(*arguments, **case.extras)
-    torch.autograd.grad(loss, [arguments[i] for i in case.floating], upstream_like(loss, 1.0))
+    gradients_of(loss, [arguments[i] for i in case.floating], upstream_like(loss, 1.0))
     if versions != [argument._version for argument in arguments]:
         return [fault("an input was written to in place")]
     return _same("an input after backward", memories, before)
@@ -195,12 +195,9 @@ def _penalty(loss: Loss, case: Case) -> list[Tensor]:
     arguments = leaves(case.tensors, case.floating)
     wanted = [arguments[i] for i in case.floating]
     result = loss(*arguments, **case.extras).sum()
-    first = torch.autograd.grad(result, wanted, create_graph=True)
+    first = gradients_of(result, wanted, create_graph=True)
     penalty = sum((g.square().sum() for g in first), start=torch.zeros_like(result))
-    if not penalty.requires_grad:
-        return [torch.zeros_like(g) for g in first]
-    second = torch.autograd.grad(penalty, wanted, allow_unused=True)
-    return [torch.zeros_like(a) if g is None else g for g, a in zip(second, wanted)]
+    return list(gradients_of(penalty, wanted))
 
 
 def gradcheck(case: Case) -> Comparisons:
@@ -230,6 +227,8 @@ def _agrees(check: Callable[..., bool], loss: Loss, case: Case, index: int) -> b
         return loss(*arguments, **case.extras)
 
     start = case.tensors[index].clone(memory_format=torch.contiguous_format).requires_grad_()
+    if not of_one(start).requires_grad:
+        return False  # there is nothing to compare
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the random directions that are compared
@@ -299,7 +298,7 @@ def memory(case: Case) -> Comparisons:
             return case.loss(*arguments, **case.extras)
 
     def both() -> Sequence[Tensor]:
-        return torch.autograd.grad(case.loss(*arguments, **case.extras), wanted, each)
+        return gradients_of(case.loss(*arguments, **case.extras), wanted, each)
 
     gradients = sum(tensor.numel() * tensor.element_size() for tensor in wanted)
     return [

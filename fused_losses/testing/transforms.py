@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import Case, Loss, leaves
+from .case import Case, Loss, gradients_of, leaves
 
 
 def _summed(loss: Loss, case: Case) -> Any:
@@ -38,7 +38,7 @@ def batched_gradient(loss: Loss, case: Case) -> Sequence[Tensor]:
     arguments = leaves([t.contiguous() for t in case.tensors], case.floating)
     value = loss(*arguments, **case.extras)
     each = torch.stack([torch.ones_like(value), torch.full_like(value, 3.0)])
-    return torch.autograd.grad(value, [arguments[i] for i in case.floating], each, is_grads_batched=True)
+    return gradients_of(value, [arguments[i] for i in case.floating], each, is_grads_batched=True)
 
 
 TRANSFORMS = (grad, vmap, jvp, batched_gradient)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from .ir import Size
 from .sizes import Number
 
@@ -32,6 +34,22 @@ def size_of(extent: Extent) -> Size:
 def is_one(extent: Extent) -> bool:
     """Whether an extent is 1; open sizes never are."""
     return isinstance(extent, int) and extent == 1
+
+
+def mask_of(extent: Extent) -> Any:
+    """The mask that chooses so many elements, where an extent is that."""
+    return extent.node.mask if isinstance(extent, torch.SymInt) else None
+
+
+def is_counted(extent: Extent) -> bool:
+    """Whether it depends on how many elements a mask chooses."""
+    return isinstance(extent, torch.SymInt) and extent.node.is_counted
+
+
+def digits_of(extent: Extent) -> tuple[Extent, ...]:
+    """What a dimension of some size runs over: all that a mask chooses from."""
+    mask = mask_of(extent)
+    return (extent,) if mask is None else mask.digits
 
 
 def same(x: Extent, y: Extent) -> bool:

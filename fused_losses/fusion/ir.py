@@ -30,7 +30,7 @@ class Size(NamedTuple):
     """An integer made of input sizes: ``op`` is "const", "size" (of a dimension of an input), or an operation.
 
     "const" has ``value``; "size" has ``value`` = (input name, dimension); "add", "sub", "mul", "floordiv", "max" and
-    "min" have ``arguments``.
+    "min" have ``arguments``. A trace has "count", too, whose ``value`` is a mask; its program loads what that comes to.
     """
 
     op: str

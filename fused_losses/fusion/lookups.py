@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from .extents import Extent, is_one, size_of
+from .extents import Extent, is_counted, is_one, mask_of, size_of
 from .ir import Expression
 from .lowering import Lowering
+from .masks import alone_in, chosen
 from .operators import operator
 from .values import ORIGIN, Computed, Position, Positions, Value, View, as_whole, broadcast, restricted
 from .views import dimension_of, single
@@ -37,16 +38,19 @@ def wrapped(index: Value, size: Extent) -> Value:
     return checked(Computed(index.shape, torch.int64, index.digits, element), size)
 
 
-@operator("gather")
+@operator("gather", ordered=False)
 def _gather(tracer: Any, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
     dim = dimension_of(x, dim)
     if not x.ndim or not index.ndim:
         return NotImplemented
     x, index = as_whole(x), as_whole(index)
-    chosen = checked(index, x.shape[dim])
+    others = [(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim]
+    if any(mask_of(a) is not mask_of(b) for a, b in others) or any(map(is_counted, (x.shape[dim], index.shape[dim]))):
+        raise tracer.refusal("gather depends on where the elements stand that a boolean mask chooses")
+    place = checked(index, x.shape[dim])
 
     def source(lowering: Lowering, positions: Positions) -> Positions:
-        at = Position.at(lowering.element(chosen, positions))
+        at = Position.at(lowering.element(place, positions))
         return tuple((at,) if d == dim else (ORIGIN,) if is_one(x.shape[d]) else positions[d] for d in range(x.ndim))
 
     return View(x, index.shape, index.digits, source)
@@ -59,14 +63,17 @@ def around(x: Value, dims: Sequence[int]) -> tuple[list[int], list[int]]:
     return [d for d in rest if together and d < dims[0]], [d for d in rest if not together or d > dims[0]]
 
 
-@operator("index")
+@operator("index", ordered=False)
 def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
+    if (found := alone_in(tracer, x, indices)) is not None:
+        return chosen(tracer, x, *found)
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
         raise tracer.refusal(
-            "a boolean mask as an index gives a result whose size depends on values; "
-            "use torch.where(mask, x, 0) and divide by mask.sum()"
+            "a mask beside other indices gives a result whose size depends on values; index with one after the other"
         )
+    if any(is_counted(x.shape[d]) for d in given):
+        raise tracer.refusal("an index says which of the elements that a boolean mask chooses")
     return _indexed(x, {d: wrapped(as_whole(i), x.shape[d]) for d, i in given.items()})
 
 

@@ -13,6 +13,7 @@ import torch
 from .extents import is_one, size_of
 from .ir import ALIASES, TWO, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
+from .sizes import is_counted
 from .values import (
     ORIGIN,
     PRODUCTS,
@@ -130,10 +131,21 @@ class Lowering:
         return self.make("constant", dtype, value=kind(number))
 
     def _scalar(self, expression: Expression) -> Expression:
+        if expression.op == "size":
+            return self.cast(self._size(expression["value"]), expression.dtype)
         if expression.op == "parameter":
             self.parameters[expression["name"]] = None
         arguments = (self._scalar(argument) for argument in expression.arguments)
         return self.make(expression.op, expression.dtype, *arguments, **dict(expression.attributes))
+
+    def _size(self, size: Size) -> Expression:
+        """A size as a number, of which counts of masks are computed."""
+        if size.op == "count":
+            return self.element(size.value.count, ())
+        if not is_counted(size):
+            return self.make("size", torch.int64, value=size)
+        op = {"floordiv": "floor_divide", "max": "maximum", "min": "minimum"}.get(size.op, size.op)
+        return self.make(op, torch.int64, *map(self._size, size.arguments))
 
     def cast(self, expression: Expression, dtype: torch.dtype) -> Expression:
         if expression.dtype is dtype:

@@ -8,19 +8,22 @@ from typing import Any
 
 import torch
 
-from .extents import Extent, is_one, product
+from .extents import Extent, is_one, mask_of, product
 from .ir import Combine, Expression
 from .lowering import Lowering
+from .masks import NOTHING, without_others
 from .piecewise import reduction
 from .signs import is_nonpositive
 from .values import Computed, Iota, Map, Positions, Scalar, Stored, Value, View, Where, as_whole
 
 OPERATORS: dict[str, Callable[..., Any]] = {}  # by the name in namespaces aten and prims; handler(tracer, *arguments)
+ORDERED: set[str] = set()  # those that depend on where elements stand among others, which masks do not say
 
 
-def operator(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(*names: str, ordered: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(handler: Callable[..., Any]) -> Callable[..., Any]:
         OPERATORS.update(dict.fromkeys(names, handler))
+        ORDERED.update(names if ordered else ())
         return handler
 
     return register
@@ -120,29 +123,29 @@ OPERATORS["sgn"] = OPERATORS["sign"]
 OPERATORS["special_erfinv"] = OPERATORS["erfinv"]
 
 
-@operator("exp")
+@operator("exp", ordered=False)
 def _exp(tracer: Any, x: Value) -> Value:
     return _unary_float("exp_nonpositive" if is_nonpositive(x) else "exp", tracer, x)
 
 
-@operator("add")
+@operator("add", ordered=False)
 def _add(tracer: Any, a: Any, b: Any, alpha: Any = 1) -> Value:
     dtype = promoted(a, b)
     return mapped("add", dtype, a, b if alpha == 1 else mapped("mul", dtype, b, alpha))
 
 
-@operator("sub")
+@operator("sub", ordered=False)
 def _sub(tracer: Any, a: Any, b: Any, alpha: Any = 1) -> Value:
     dtype = promoted(a, b)
     return mapped("sub", dtype, a, b if alpha == 1 else mapped("mul", dtype, b, alpha))
 
 
-@operator("rsub")
+@operator("rsub", ordered=False)
 def _rsub(tracer: Any, a: Any, b: Any, alpha: Any = 1) -> Value:
     return _sub(tracer, b, a, alpha)
 
 
-@operator("div")
+@operator("div", ordered=False)
 def _div(tracer: Any, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
     dtype = promoted(a, b)
     if rounding_mode is None:
@@ -153,12 +156,12 @@ def _div(tracer: Any, a: Any, b: Any, rounding_mode: str | None = None) -> Value
     return cast(mapped("trunc", quotient.dtype, quotient), dtype)
 
 
-@operator("floor_divide")
+@operator("floor_divide", ordered=False)
 def _floor_divide(tracer: Any, a: Any, b: Any) -> Value:
     return _div(tracer, a, b, "floor")
 
 
-@operator("pow")
+@operator("pow", ordered=False)
 def _pow(tracer: Any, a: Any, b: Any) -> Value:
     dtype = promoted(a, b)
     if isinstance(b, (int, float)) and isinstance(a, Value):
@@ -175,12 +178,12 @@ def _pow(tracer: Any, a: Any, b: Any) -> Value:
     return mapped("pow", dtype, a, b)
 
 
-@operator("square")
+@operator("square", ordered=False)
 def _square(tracer: Any, x: Value) -> Value:
     return _pow(tracer, x, 2)
 
 
-@operator("logical_not")
+@operator("logical_not", ordered=False)
 def _logical_not(tracer: Any, x: Value) -> Value:
     return mapped("logical_not", torch.bool, x, computed=torch.bool)
 
@@ -194,12 +197,12 @@ def _is(op: str, tracer: Any, x: Value) -> Value:
 OPERATORS["isnan"], OPERATORS["isinf"] = partial(_is, "isnan"), partial(_is, "isinf")
 
 
-@operator("relu")
+@operator("relu", ordered=False)
 def _relu(tracer: Any, x: Value) -> Value:
     return mapped("maximum", x.dtype, x, 0)
 
 
-@operator("clamp", "clip")
+@operator("clamp", "clip", ordered=False)
 def _clamp(tracer: Any, x: Value, min: Any = None, max: Any = None) -> Value:
     bounds = [bound for bound in (min, max) if bound is not None]
     dtype = promoted(x, *bounds)
@@ -209,28 +212,28 @@ def _clamp(tracer: Any, x: Value, min: Any = None, max: Any = None) -> Value:
     return result if max is None else mapped("minimum", dtype, result, max)
 
 
-@operator("clamp_min")
+@operator("clamp_min", ordered=False)
 def _clamp_min(tracer: Any, x: Value, min: Any) -> Value:
     return _clamp(tracer, x, min)
 
 
-@operator("clamp_max")
+@operator("clamp_max", ordered=False)
 def _clamp_max(tracer: Any, x: Value, max: Any) -> Value:
     return _clamp(tracer, x, None, max)
 
 
-@operator("where")
+@operator("where", ordered=False)
 def _where(tracer: Any, condition: Value, a: Any, b: Any) -> Value:
     dtype = promoted(a, b)
     return Where(cast(condition, torch.bool), as_value(a, dtype), as_value(b, dtype), dtype)
 
 
-@operator("masked_fill")
+@operator("masked_fill", ordered=False)
 def _masked_fill(tracer: Any, x: Value, mask: Value, value: Any) -> Value:
     return Where(mask, as_value(value, x.dtype), x, x.dtype)
 
 
-@operator("_to_copy", "convert_element_type")
+@operator("_to_copy", "convert_element_type", ordered=False)
 def _to_copy(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options: Any) -> Value:
     device = options.get("device")
     if device is not None and torch.device(device).type != tracer.device.type:
@@ -238,12 +241,12 @@ def _to_copy(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options:
     return cast(x, dtype or x.dtype)
 
 
-@operator("alias", "detach", "view_of")
+@operator("alias", "detach", "view_of", ordered=False)
 def _alias(tracer: Any, x: Value) -> Value:
     return x
 
 
-@operator("clone", "contiguous", "lift_fresh", "lift_fresh_copy", "conj", "_conj")
+@operator("clone", "contiguous", "lift_fresh", "lift_fresh_copy", "conj", "_conj", ordered=False)
 def _same(tracer: Any, x: Value, **options: Any) -> Value:
     return View(x, x.shape, x.digits, lambda lowering, positions: positions)
 
@@ -258,57 +261,57 @@ def _full(tracer: Any, shape: Sequence[Extent], number: Any, dtype: torch.dtype 
 OPERATORS["full"] = _full
 
 
-@operator("zeros", "empty")
+@operator("zeros", "empty", ordered=False)
 def _zeros(tracer: Any, shape: Sequence[Extent], dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(0, dtype or torch.get_default_dtype(), shape)
 
 
-@operator("ones")
+@operator("ones", ordered=False)
 def _ones(tracer: Any, shape: Sequence[Extent], dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(1, dtype or torch.get_default_dtype(), shape)
 
 
-@operator("scalar_tensor")
+@operator("scalar_tensor", ordered=False)
 def _scalar_tensor(tracer: Any, number: Any, dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(number, dtype or torch.get_default_dtype())
 
 
-@operator("zeros_like", "empty_like")
+@operator("zeros_like", "empty_like", ordered=False)
 def _zeros_like(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(0, dtype or x.dtype, x.shape)
 
 
-@operator("ones_like")
+@operator("ones_like", ordered=False)
 def _ones_like(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(1, dtype or x.dtype, x.shape)
 
 
-@operator("full_like")
+@operator("full_like", ordered=False)
 def _full_like(tracer: Any, x: Value, number: Any, dtype: torch.dtype | None = None, **options: Any) -> Value:
     return Scalar(number, dtype or x.dtype, x.shape)
 
 
-@operator("new_zeros", "new_empty", "new_empty_strided")
+@operator("new_zeros", "new_empty", "new_empty_strided", ordered=False)
 def _new_zeros(tracer: Any, x: Value, shape: Any, *strides: Any, dtype: Any = None, **options: Any) -> Value:
     return Scalar(0, dtype or x.dtype, shape)
 
 
-@operator("new_ones")
+@operator("new_ones", ordered=False)
 def _new_ones(tracer: Any, x: Value, shape: Any, dtype: Any = None, **options: Any) -> Value:
     return Scalar(1, dtype or x.dtype, shape)
 
 
-@operator("new_full")
+@operator("new_full", ordered=False)
 def _new_full(tracer: Any, x: Value, shape: Any, number: Any, dtype: Any = None, **options: Any) -> Value:
     return Scalar(number, dtype or x.dtype, shape)
 
 
-@operator("fill")
+@operator("fill", ordered=False)
 def _fill(tracer: Any, x: Value, number: Any) -> Value:
     return expanded(cast(as_value(number, x.dtype), x.dtype), x.shape)
 
 
-@operator("zero")
+@operator("zero", ordered=False)
 def _zero(tracer: Any, x: Value) -> Value:
     return Scalar(0, x.dtype, x.shape)
 
@@ -336,6 +339,11 @@ def reduced(
     elif isinstance(dimensions, int):
         dimensions = [dimensions]
     chosen = sorted({d % x.ndim if x.ndim else 0 for d in dimensions})
+    for d in chosen if x.ndim else ():
+        if mask_of(x.shape[d]) is not None:
+            if combine not in NOTHING:
+                raise tracer.refusal(f"{combine} over what a boolean mask chooses, which may be nothing")
+            x = without_others(x, d, NOTHING[combine])
     result = reduction(tracer.outline, x, chosen, combine, dtype)
     if keepdim and x.ndim:
         return with_ones(result, chosen)
@@ -370,30 +378,30 @@ def _sum_dtype(x: Value, dtype: torch.dtype | None) -> torch.dtype:
     return dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
 
 
-@operator("sum")
+@operator("sum", ordered=False)
 def _sum(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = _sum_dtype(x, dtype)
     return reduced(tracer, cast(x, dtype), dim, "sum", dtype, keepdim)
 
 
-@operator("mean")
+@operator("mean", ordered=False)
 def _mean(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = dtype or x.dtype
     return mapped("div", dtype, reduced(tracer, cast(x, dtype), dim, "sum", dtype, keepdim), count(x, dim))
 
 
-@operator("prod")
+@operator("prod", ordered=False)
 def _prod(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
     dtype = _sum_dtype(x, dtype)
     return reduced(tracer, cast(x, dtype), dim, "prod", dtype, keepdim)
 
 
-@operator("amax")
+@operator("amax", ordered=False)
 def _amax(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     return reduced(tracer, x, dim, "max", x.dtype, keepdim)
 
 
-@operator("amin")
+@operator("amin", ordered=False)
 def _amin(tracer: Any, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     return reduced(tracer, x, dim, "min", x.dtype, keepdim)
 
@@ -428,7 +436,7 @@ def _boolean(combine: Combine, tracer: Any, x: Value, dim: Any = None, keepdim: 
 OPERATORS["any"], OPERATORS["all"] = partial(_boolean, "any"), partial(_boolean, "all")
 
 
-@operator("count_nonzero")
+@operator("count_nonzero", ordered=False)
 def _count_nonzero(tracer: Any, x: Value, dim: Any = None) -> Value:
     return reduced(tracer, cast(cast(x, torch.bool), torch.int64), dim, "sum", torch.int64)
 
@@ -442,17 +450,17 @@ def _variance_and_mean(tracer: Any, x: Value, dim: Any, correction: Any, keepdim
     return variance, _mean(tracer, x, dim, keepdim)
 
 
-@operator("var")
+@operator("var", ordered=False)
 def _var(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Value:
     return _variance_and_mean(tracer, x, dim, correction, keepdim)[0]
 
 
-@operator("std")
+@operator("std", ordered=False)
 def _std(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Value:
     return mapped("sqrt", x.dtype, _var(tracer, x, dim, correction, keepdim))
 
 
-@operator("var_mean")
+@operator("var_mean", ordered=False)
 def _var_mean(tracer: Any, x: Value, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Any:
     return _variance_and_mean(tracer, x, dim, correction, keepdim)
 

@@ -10,10 +10,10 @@ from functools import reduce
 
 import torch
 
-from .extents import Extent, is_one
+from .extents import Extent
 from .ir import Buffer, Combine, Expression
 from .lowering import Lowering, cost
-from .values import ORIGIN, Map, Position, Positions, Reduction, Value, place_of
+from .values import ORIGIN, Map, Positions, Reduction, Value, everywhere, place_of
 
 MOST_PLACES = 8
 MOST_OPERATIONS = 1024  # at all places together, with everything that goes into them
@@ -45,13 +45,8 @@ def is_piecewise(outline: Outline, x: Value, dim: int) -> bool:
     """Whether the place along a dimension, of which there are a few, alone decides between tensors."""
     if not (x.ndim and _is_few(x.shape[dim]) and len(x.digits[dim]) == 1):
         return False
-    axes = [[f"{d}.{k}" for k in range(len(digits))] for d, digits in enumerate(x.digits)]
-    positions = tuple(
-        tuple(ORIGIN if is_one(digit) else Position.of({axis: 1}, 0) for axis, digit in zip(*each))
-        for each in zip(axes, x.digits)
-    )
-    expression = outline.element(x, positions)
-    return chooses(expression, axes[dim][0]) and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
+    expression = outline.element(x, everywhere(x))
+    return chooses(expression, f"{dim}.0") and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
 
 
 def _is_few(extent: Extent) -> bool:

@@ -12,9 +12,9 @@ import torch
 
 from .calls import Call, plain_runs, unsuitable
 from .compiler import BuildError
+from .refusals import CannotFuse, frames_to_caller
 from .served import Served
 from .state import State
-from .tracing import CannotFuse, frames_to_caller
 
 MOST_SHAPES = 1024  # exact calls that are remembered
 MOST_TRACES = 16  # of one pattern, before its loss is left to torch; and of patterns that differ in whole numbers

@@ -13,7 +13,7 @@ from .operators import operator
 from .values import Digits, Positions, Value, View, external, merged
 
 
-@operator("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy")
+@operator("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy", ordered=False)
 def viewed(tracer: Any, x: Value, shape: Any, *strides: Any) -> Value:
     if isinstance(shape, torch.dtype):
         return NotImplemented

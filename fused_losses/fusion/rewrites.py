@@ -175,11 +175,19 @@ def _filled(tracer: Any, function: Any, like: Any, number: Any, options: Any) ->
     return result.fill_(tracer.traced(Scalar(number, result.dtype)))
 
 
+def masked_select(tracer: Any, input: Tensor, mask: Tensor) -> Tensor:
+    """As an index, whose gradient needs no more than a choice."""
+    input, mask = torch.broadcast_tensors(input, mask)
+    return input[mask]
+
+
 REWRITES: dict[Any, Callable[..., Tensor]] = {
     torch.full: full,
     torch.full_like: full_like,
     F.one_hot: one_hot,
     F.interpolate: interpolate,
+    torch.masked_select: masked_select,
+    Tensor.masked_select: masked_select,
     torch.stft: stft,
     Tensor.stft: stft,
     torch.fft.rfft: rfft,

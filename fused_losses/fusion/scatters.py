@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from .extents import is_one, product, same
+from .extents import is_counted, is_one, mask_of, product, same
 from .ir import Expression
 from .lookups import around, checked, wrapped
 from .lowering import Lowering
+from .masks import Mask, alone_in, put_back
 from .operators import as_value, cast, expanded, mapped, operator, reduced, with_ones
 from .values import ORIGIN, Computed, Positions, Scalar, Value, View, Where, as_whole, broadcast, restricted
 from .views import dimension_of, replaced
@@ -28,6 +29,8 @@ def _scattered(tracer: Any, x: Value, dim: int, index: Value, source: Value, add
     dim = dimension_of(x, dim)
     if not x.ndim or not index.ndim:
         return NotImplemented
+    if is_counted(x.shape[dim]):
+        raise tracer.refusal("scatter depends on where the elements stand that a boolean mask chooses")
     x, index, source = as_whole(x), as_whole(index), as_whole(source)
     whole = all(same(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim)
     if not whole or not (is_one(index.shape[dim]) or add):
@@ -51,7 +54,7 @@ def _scattered(tracer: Any, x: Value, dim: int, index: Value, source: Value, add
     return mapped("add", x.dtype, x, alone) if add else alone
 
 
-@operator("scatter")
+@operator("scatter", ordered=False)
 def _scatter(tracer: Any, x: Value, dim: int, index: Value, source: Any, reduce: Any = None) -> Any:
     if reduce is not None:
         return NotImplemented
@@ -82,10 +85,12 @@ def _scatter_reduce(
     return _scatter_add(tracer, x, dim, index, source) if reduce == "sum" and include_self else NotImplemented
 
 
-@operator("index_put", "_unsafe_index_put")
+@operator("index_put", "_unsafe_index_put", ordered=False)
 def _index_put(
     tracer: Any, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *options: Any
 ) -> Any:
+    if any(map(is_counted, values.shape)) and (found := alone_in(tracer, x, indices)) is not None:
+        return _put_chosen(x, *found, values, accumulate)
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if not accumulate and not values.ndim and list(given) == [0] and given[0].dtype is torch.bool:
         chosen = with_ones(given[0], range(given[0].ndim, x.ndim))
@@ -93,6 +98,16 @@ def _index_put(
     if not accumulate or any(i.dtype in (torch.bool, torch.uint8) for i in given.values()):
         return NotImplemented
     return _put(tracer, as_whole(x), {d: wrapped(i, x.shape[d]) for d, i in given.items()}, values)
+
+
+def _put_chosen(x: Value, dim: int, mask: Mask, values: Value, accumulate: bool) -> Value:
+    """x with values put, or added, where a mask chose them."""
+    x = as_whole(x)
+    count = next(size for size in values.shape if mask_of(size) is mask)
+    values = expanded(values, [*x.shape[:dim], count, *x.shape[dim + mask.value.ndim :]])
+    if not accumulate:
+        return put_back(x, dim, mask, values)
+    return mapped("add", x.dtype, x, put_back(Scalar(0, x.dtype, x.shape), dim, mask, values))
 
 
 def _put(tracer: Any, x: Value, indices: Mapping[int, Value], values: Value) -> Any:

@@ -13,11 +13,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from .ir import ZERO, Expression, Size
+from .refusals import CannotFuse, is_asked_by_torch, location
 
 Polynomial = dict[tuple[int, ...], int]  # monomial (indices of atoms, sorted) to coefficient, never 0
 Formula = Polynomial | Expression
@@ -140,11 +141,25 @@ class Assumptions:
         high = constant if all(c <= 0 for c in shifted.values()) else LARGEST
         return low, high
 
+    def are_counted(self, formula: Formula | Guard) -> bool:
+        """The same of a formula."""
+        if isinstance(formula, dict):
+            return any(is_counted(self.atoms[index]) for monomial in formula for index in monomial)
+        sides = (formula.left, formula.right) if isinstance(formula, Guard) else (formula,)
+        return any(map(is_counted, sides))
+
     def differ(self, polynomial: Polynomial) -> bool:
         """Whether a polynomial is the difference of two input sizes: a pattern says which of them are equal."""
         return sorted(polynomial.values()) == [-1, 1] and all(
             len(m) == 1 and self.atoms[m[0]].op == "size" for m in polynomial
         )
+
+
+def is_counted(number: Size | Expression) -> bool:
+    """Whether a number depends on how many elements a mask chooses."""
+    if number.op == "size" and isinstance(number, Expression):
+        return is_counted(number["value"])
+    return number.op == "count" or any(map(is_counted, number.arguments))
 
 
 def _chain(op: str, sizes: list[Size]) -> Size:
@@ -258,6 +273,19 @@ class Number:
     __str__ = __repr__ = _graph_repr = str
 
     @cached_property
+    def is_counted(self) -> bool:
+        return self.assumptions.are_counted(self.formula)
+
+    @cached_property
+    def mask(self) -> Any:
+        """The mask that chooses so many elements, where the number is that."""
+        if isinstance(self.formula, dict) and [*self.formula.values()] == [1]:
+            (monomial,) = self.formula
+            if len(monomial) == 1 and (atom := self.assumptions.atoms[monomial[0]]).op == "count":
+                return atom.value
+        return None
+
+    @cached_property
     def extent(self) -> torch.SymInt:
         """As a size of a tensor."""
         return torch.SymInt(self)
@@ -355,6 +383,8 @@ class Number:
         return self if self.le(other).guard_bool() else other
 
     def sym_max(self, other: Number) -> Number:
+        if self.is_counted:
+            return self._atom("max", other, max(self.hint, other.hint), other.maybe_as_int())
         return self if self.ge(other).guard_bool() else other
 
     def pow_by_natural(self, other: Number) -> Number:
@@ -455,6 +485,8 @@ class Number:
         self.assumptions.settled.add(self)
         assert isinstance(self.formula, Guard)
         guard = self.formula
+        if self.is_counted:  # torch itself asks, of a number like no other: see Tracer.count
+            return self.hint
         constant = guard.left.op == guard.right.op == "const"
         if not constant and guard not in self.assumptions.guards:
             self.assumptions.guards.append(guard)
@@ -463,10 +495,17 @@ class Number:
     expect_true = guard_size_oblivious = guard_or_false = guard_or_true = statically_known_true = guard_bool
 
     def bool_(self) -> bool:
+        if self.is_counted and not is_asked_by_torch():
+            self._refuse()
         return self.guard_bool()
+
+    def _refuse(self) -> NoReturn:
+        raise CannotFuse(f"it asks how many elements a mask chooses, which depends on values ({location()})")
 
     def guard_int(self, file: Any = "", line: int = 0) -> int:
         """The value itself, which fixes it for this trace."""
+        if self.is_counted:
+            self._refuse()
         self.eq(self.wrap_int(self.hint)).guard_bool()
         return self.hint
 
@@ -474,6 +513,8 @@ class Number:
         return self.guard_int()
 
     def guard_float(self, file: Any = "", line: int = 0) -> float:
+        if self.is_counted:
+            self._refuse()
         number = self.sym_float()
         number.eq(number.wrap_float(number.hint)).guard_bool()
         return number.hint
@@ -483,6 +524,8 @@ class Number:
         if self in self.assumptions.settled:
             return
         self.assumptions.settled.add(self)
+        if self.is_counted:
+            return  # what would raise then is refused
         (monomial, *others) = self.formula or [()]  # type: ignore[misc]
         if others or any(self.assumptions.least[index] < 1 for index in monomial):
             self.eq(self.wrap_int(0)).guard_bool()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .tracing import CannotFuse
+from .refusals import CannotFuse
 
 SIMPLE = frozenset((int, bool, str, type(None), torch.dtype, torch.device, complex, bytes))
 _INTERNAL = set(vars(nn.Module())) - {"training"}

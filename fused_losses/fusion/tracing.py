@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +20,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .extents import Extent, extent_of, number_of
+from .extents import Extent, extent_of, is_counted, number_of
 from .externs import LEFT_TO_TORCH, results
+from .ir import Size
+from .masks import Mask, Masks
+from .operators import ORDERED
 from .piecewise import Outline
-from .sizes import Assumptions
+from .refusals import CannotFuse, location
+from .sizes import LARGEST, Assumptions
 from .values import Complex, External, ExternalCall, Input, Scalar, Value
 
 aten = torch.ops.aten
@@ -54,8 +57,6 @@ ARITHMETIC = {
     ]
     for name in ("{}", "__{}__", "__r{}__", "__i{}__", "{}_")
 }
-_PACKAGE = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
 
 
 # How a value written through a view becomes one of the base: functions of the base, the new value and the view's
@@ -73,10 +74,6 @@ PUT_BACK: dict[str, Callable[..., Tensor]] = {
     "alias": lambda base, new: new,
     "detach": lambda base, new: new,
 }
-
-
-class CannotFuse(RuntimeError):
-    """Why a loss cannot be fused, in words for its author."""
 
 
 class Traced(Tensor):
@@ -168,6 +165,7 @@ class Tracer(TorchDispatchMode):
         self.device, self.assumptions = device, assumptions
         self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
         self.constants: dict[Input, Tensor] = {}
+        self.masks = Masks()
         self.outline = Outline()
         self.in_gradient = False
 
@@ -187,6 +185,8 @@ class Tracer(TorchDispatchMode):
         complex_numbers = _has_complex_numbers([*args, *kwargs.values()])
         handler = self.operators[complex_numbers].get(name)
         if handler is not None:
+            if self.masks and name in ORDERED and self._are_chosen([*args, *kwargs.values()]):
+                raise self.refusal(f"{name} depends on where the elements stand that a boolean mask chooses")
             result = handler(self, *self._values(args), **self._values(kwargs))
             if result is not NotImplemented:
                 return self._wrapped(func, args, kwargs, result)
@@ -197,6 +197,18 @@ class Tracer(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         return self._external(func, args, kwargs)
+
+    def count(self, mask: Mask) -> Extent:
+        """How many elements a mask chooses, as a size: to torch, which may ask, one that no tensor of a call has."""
+        return self.assumptions.atom(Size("count", mask), LARGEST // 2 + len(self.masks), 0).extent
+
+    def _are_chosen(self, arguments: Any) -> bool:
+        """Whether some of the arguments are what a mask chooses, or how many that are."""
+        if isinstance(arguments, (list, tuple)):
+            return any(map(self._are_chosen, arguments))
+        if isinstance(arguments, Traced):
+            return any(map(is_counted, arguments.value.shape))
+        return is_counted(arguments)
 
     def refusal(self, reason: str) -> CannotFuse:
         where = "in its gradient" if self.in_gradient else location()
@@ -292,6 +304,8 @@ class Tracer(TorchDispatchMode):
                 "it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor); torch.where chooses "
                 "without, and .detach() keeps a number for a log"
             )
+        if self.masks and self._are_chosen([*args, *kwargs.values()]):
+            raise self.refusal(f"{name} needs what a boolean mask chooses one after the other in memory")
         if any(tag in func.tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)):
             raise self.refusal(f"{name} gives a result whose size depends on values")
 
@@ -402,22 +416,6 @@ class Numbers(TorchFunctionMode):
         return number.node.guard_float() if isinstance(number, torch.SymFloat) else number
 
 
-def location() -> str:
-    """The line of the loss that is being run."""
-    frame: Any = sys._getframe()
-    for _ in range(frames_to_caller() - 1):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame.f_back is not None else ""
-
-
-def frames_to_caller() -> int:
-    """How many frames up is the first outside torch and this package, counted as warnings do."""
-    frame, count = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, _PACKAGE)):
-        frame, count = frame.f_back, count + 1
-    return count
-
-
 def trace(
     loss: Callable[[list[Any], Any], Any],
     tensors: Sequence[Tensor],
@@ -450,6 +448,8 @@ def trace(
                 raise CannotFuse(f"it returns {type(output).__name__}, which is no tensor computed from its arguments")
             if output.is_complex():
                 raise CannotFuse("it returns complex numbers")
+            if any(map(is_counted, output.value.shape)):
+                raise CannotFuse("it returns what a boolean mask chooses, whose size depends on values")
         wanted = [leaf for leaf, need in zip(leaves, requires_grad) if need]
         tracer.in_gradient = True
         cotangents = [

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .extents import Extent, as_size, is_one, number_of, product, quotient, same
+from .extents import Extent, as_size, digits_of, is_counted, is_one, number_of, product, quotient, same
 from .ir import Combine, Expression, Index
+from .refusals import CannotFuse, location
 from .sizes import Number
 
 if TYPE_CHECKING:
@@ -133,6 +134,14 @@ ORIGIN = Position()
 Positions = tuple[tuple[Position, ...], ...]  # for each dimension, one for each digit
 
 
+def everywhere(value: Value) -> Positions:
+    """Positions along an axis for each digit of a value, named by its dimension and its place there."""
+    return tuple(
+        tuple(ORIGIN if is_one(n) else Position.of({f"{d}.{k}": 1}, 0) for k, n in enumerate(digits))
+        for d, digits in enumerate(value.digits)
+    )
+
+
 def merged(lowering: Lowering, positions: Sequence[Position], digits: Digits) -> Position:
     """The position along the product of digits."""
     result = ORIGIN
@@ -185,7 +194,7 @@ class Value:
 
     def __init__(self, shape: Sequence[Extent], dtype: torch.dtype, digits: Sequence[Digits] | None = None):
         self.shape, self.ndim, self.dtype = tuple(shape), len(shape), dtype
-        self.digits = tuple(digits) if digits is not None else tuple([(extent,) for extent in shape])
+        self.digits = tuple(digits) if digits is not None else tuple(map(digits_of, shape))
         # How many digits each dimension has, or 0 where it is of size 1.
         self.counts = tuple([0 if is_one(n) else len(own) for n, own in zip(self.shape, self.digits)])
 
@@ -426,9 +435,19 @@ class ExternalCall:
 
 def external(target: Any, arguments: tuple[Any, ...], shape: Sequence[Extent], dtype: torch.dtype) -> External:
     """What an operator that torch runs returns, where that is one tensor."""
+    check_known(shape)
     call = ExternalCall(target, arguments, {})
     call.outputs.append(External(call, 0, shape, dtype))
     return call.outputs[0]
+
+
+def check_known(shape: Sequence[Extent]) -> None:
+    """
+    Raises:
+        CannotFuse: if a size of a tensor in memory would depend on values.
+    """
+    if any(map(is_counted, shape)):
+        raise CannotFuse(f"it needs what a boolean mask chooses one after the other in memory ({location()})")
 
 
 class Complex(Value):

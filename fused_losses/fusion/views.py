@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .extents import Extent, is_one, same
+from .extents import Extent, digits_of, is_one, same
 from .lowering import Lowering
 from .operators import operator, with_ones
 from .values import ORIGIN, Digits, Position, Positions, Value, View, as_whole, permuted, place_of, restricted
@@ -26,7 +26,7 @@ def replaced(positions: Positions, dim: int, *digits: Position) -> Positions:
     return (*positions[:dim], digits, *positions[dim + 1 :])
 
 
-@operator("expand", "broadcast_to")
+@operator("expand", "broadcast_to", ordered=False)
 def _expand(tracer: Any, x: Value, shape: Sequence[Any], implicit: bool = False) -> Value:
     rank = len(shape) - x.ndim
     wanted: list[Extent] = []
@@ -35,7 +35,7 @@ def _expand(tracer: Any, x: Value, shape: Sequence[Any], implicit: bool = False)
         own = x.shape[d - rank] if d >= rank else 1
         keep = (isinstance(size, int) and size == -1) or (d >= rank and not is_one(own))
         wanted.append(own if keep else size)
-        digits.append(x.digits[d - rank] if keep else (size,))
+        digits.append(x.digits[d - rank] if keep else digits_of(size))
         if keep and not (isinstance(size, int) and size == -1) and not size == own:
             raise RuntimeError(f"the expanded size of dimension {d} is {size}, and the tensor has {own}")
     if len(wanted) == x.ndim and all(map(same, wanted, x.shape)):
@@ -44,18 +44,18 @@ def _expand(tracer: Any, x: Value, shape: Sequence[Any], implicit: bool = False)
     return View(x, wanted, digits, lambda lowering, positions: restricted(lowering, positions, target, x))
 
 
-@operator("broadcast_in_dim")
+@operator("broadcast_in_dim", ordered=False)
 def _broadcast_in_dim(tracer: Any, x: Value, shape: Sequence[Extent], dimensions: Sequence[int]) -> Value:
     missing = [d for d in range(len(shape)) if d not in dimensions]
     return _expand(tracer, with_ones(x, missing), shape)
 
 
-@operator("permute")
+@operator("permute", ordered=False)
 def _permute(tracer: Any, x: Value, order: Sequence[int]) -> Value:
     return permuted(x, [dimension_of(x, d) for d in order])
 
 
-@operator("transpose")
+@operator("transpose", ordered=False)
 def _transpose(tracer: Any, x: Value, a: int, b: int) -> Value:
     if not x.ndim:
         return x
@@ -64,17 +64,17 @@ def _transpose(tracer: Any, x: Value, a: int, b: int) -> Value:
     return _permute(tracer, x, order)
 
 
-@operator("t")
+@operator("t", ordered=False)
 def _t(tracer: Any, x: Value) -> Value:
     return _permute(tracer, x, list(range(x.ndim))[::-1])
 
 
-@operator("unsqueeze")
+@operator("unsqueeze", ordered=False)
 def _unsqueeze(tracer: Any, x: Value, dim: int) -> Value:
     return with_ones(x, [dim % (x.ndim + 1)])
 
 
-@operator("squeeze")
+@operator("squeeze", ordered=False)
 def _squeeze(tracer: Any, x: Value, dims: Any = None) -> Value:
     chosen = range(x.ndim) if dims is None else [dims] if isinstance(dims, int) else dims
     dropped = {dimension_of(x, d) for d in chosen if x.ndim and is_one(x.shape[d])}
@@ -87,7 +87,7 @@ def _squeeze(tracer: Any, x: Value, dims: Any = None) -> Value:
     return View(x, [x.shape[d] for d in kept], [x.digits[d] for d in kept], source)
 
 
-@operator("select")
+@operator("select", ordered=False)
 def _select(tracer: Any, x: Value, dim: int, index: Any) -> Value:
     dim = dimension_of(x, dim)
     x = single(x, dim)

@@ -8,8 +8,9 @@ from evaluator import evaluate
 from fused_losses.fusion.ir import Extern
 from fused_losses.fusion.lowering import Lowering, lower, lower_at_once
 from fused_losses.fusion.piecewise import Outline
+from fused_losses.fusion.refusals import CannotFuse
 from fused_losses.fusion.sizes import Assumptions
-from fused_losses.fusion.tracing import CannotFuse, trace
+from fused_losses.fusion.tracing import trace
 from fused_losses.fusion.values import Input
 
 
@@ -358,7 +359,7 @@ REFUSED = {
     "reads the value of a tensor": on_value,
     "bernoulli_ is random": lambda x: F.dropout(x).sum(),
     "writes into an argument": on_input,
-    "boolean mask": lambda x: x[x > 0].mean(),
+    "boolean mask": lambda x: x[x > 0].max(),
     "size depends on values": lambda x: torch.nonzero(x).sum() * x.sum(),
     "neither an argument": lambda x: (x * CAPTURED).sum(),
     "returns float": lambda x: 1.0,

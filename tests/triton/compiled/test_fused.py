@@ -77,6 +77,11 @@ def windows(x, y):
     return (F.avg_pool2d(x * y, 3, 1) - F.avg_pool2d(x, 3, 1) * F.avg_pool2d(y, 3, 1)).square().mean()
 
 
+def chosen(x, y):
+    """What masks choose, and how many there are."""
+    return (x[y > 0] - y[y > 0]).square().mean() + x[..., y[0, 0] > 0].std()
+
+
 def few_long_rows(loss):
     return lambda: run(loss, floats(2, 512, 512), floats(2, 512, 512))
 
@@ -93,6 +98,7 @@ KINDS = {
     "batch": (both(instances, torch.float32), (100,)),
     "places": (both(places, torch.float64), (90,)),
     "ordered": (both(ordered, torch.float32), (90,)),
+    "chosen": (both(chosen, torch.bfloat16), (90,)),
     "spectra": (both(spectra, torch.float32), (90,)),
 }
 

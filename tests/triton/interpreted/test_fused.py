@@ -3,6 +3,7 @@
 import mmap
 
 import elementwise
+import masks
 import numpy as np
 import pytest
 import scans
@@ -42,7 +43,8 @@ def same(plain, *tensors):
         learnt = [output for output in outputs if output.requires_grad]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         weights = [torch.linspace(1, 2, o.numel(), dtype=o.dtype).view(o.shape) for o in learnt]
-        results.append([*outputs, *(torch.autograd.grad(learnt, wanted, weights) if learnt else ())])
+        options = {"allow_unused": True, "materialize_grads": True}
+        results.append([*outputs, *(torch.autograd.grad(learnt, wanted, weights, **options) if learnt else ())])
     torch.testing.assert_close(*results, equal_nan=True)
 
 
@@ -72,6 +74,11 @@ def places(x):
 
 def test_reductions():
     same(reductions_of, draw(3, 5, 7))
+
+
+@pytest.mark.parametrize("loss", masks.LOSSES.values(), ids=masks.LOSSES)
+def test_what_masks_choose(loss):
+    same(loss, *masks.drawn(7, 5))
 
 
 @pytest.mark.parametrize("loss", scans.SCANS.values(), ids=scans.SCANS)

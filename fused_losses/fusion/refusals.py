@@ -25,9 +25,9 @@ def location() -> str:
 
 
 def is_asked_by_torch() -> bool:
-    """Whether it is code of torch's that wants to know, rather than a loss or this package."""
-    frame: Any = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_PACKAGE) or frame.f_globals["__name__"] == "torch":  # a SymInt's methods
+    """Whether it is code of torch's that asks a number, rather than a loss or this package."""
+    frame: Any = sys._getframe(2)  # past the number
+    while frame.f_globals["__name__"] == "torch":  # what Python's operators on numbers are
         frame = frame.f_back
     return frame.f_code.co_filename.startswith(_TORCH)
 

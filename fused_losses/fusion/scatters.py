@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .extents import is_counted, is_one, mask_of, product, same
+from .extents import is_counted, is_one, product, same
 from .ir import Expression
 from .lookups import around, checked, wrapped
 from .lowering import Lowering
@@ -90,7 +90,7 @@ def _index_put(
     tracer: Any, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *options: Any
 ) -> Any:
     if any(map(is_counted, values.shape)) and (found := alone_in(tracer, x, indices)) is not None:
-        return _put_chosen(x, *found, values, accumulate)
+        return _put_chosen(tracer, x, *found, values, accumulate)
     given = {d: i for d, i in enumerate(indices) if i is not None}
     if not accumulate and not values.ndim and list(given) == [0] and given[0].dtype is torch.bool:
         chosen = with_ones(given[0], range(given[0].ndim, x.ndim))
@@ -100,11 +100,10 @@ def _index_put(
     return _put(tracer, as_whole(x), {d: wrapped(i, x.shape[d]) for d, i in given.items()}, values)
 
 
-def _put_chosen(x: Value, dim: int, mask: Mask, values: Value, accumulate: bool) -> Value:
+def _put_chosen(tracer: Any, x: Value, dim: int, mask: Mask, values: Value, accumulate: bool) -> Value:
     """x with values put, or added, where a mask chose them."""
     x = as_whole(x)
-    count = next(size for size in values.shape if mask_of(size) is mask)
-    values = expanded(values, [*x.shape[:dim], count, *x.shape[dim + mask.value.ndim :]])
+    values = expanded(values, [*x.shape[:dim], tracer.count(mask), *x.shape[dim + mask.value.ndim :]])
     if not accumulate:
         return put_back(x, dim, mask, values)
     return mapped("add", x.dtype, x, put_back(Scalar(0, x.dtype, x.shape), dim, mask, values))

@@ -442,9 +442,10 @@ def external(target: Any, arguments: tuple[Any, ...], shape: Sequence[Extent], d
 
 
 def check_known(shape: Sequence[Extent]) -> None:
-    """
+    """Checks the shape of what is to be in memory.
+
     Raises:
-        CannotFuse: if a size of a tensor in memory would depend on values.
+        CannotFuse: if a size depends on values.
     """
     if any(map(is_counted, shape)):
         raise CannotFuse(f"it needs what a boolean mask chooses one after the other in memory ({location()})")

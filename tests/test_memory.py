@@ -86,6 +86,15 @@ def test_a_recomputed_head_keeps_no_gradients(kernels, device):
     assert forward(True) < head.nbytes < forward(False)
 
 
+def test_a_chunk_of_logits_is_gone_when_low_precision_gradients_are_made():
+    """They are made of their fp32 sums, and on a CPU memory that is kept would stand beside both."""
+    head = torch.randn(65_536, 64, dtype=torch.bfloat16, requires_grad=True)
+    hidden, labels = torch.randn(128, 64, dtype=torch.bfloat16), torch.randint(65_536, (128,))
+    loss = lambda: linear_cross_entropy(hidden, head, labels, max_workspace_mb=32.0, backend="cpp")
+    sums, chunk = 2 * head.nbytes, 2 * 128 * 65_536
+    assert peak_bytes(lambda: torch.autograd.grad(loss(), head)) < sums + max(chunk, head.nbytes) + head.nbytes / 2
+
+
 def test_labels_are_never_expanded_to_one_hot(kernels, device):
     x = torch.randn(64, 16_384, device=device).bfloat16()
     y = torch.randint(16_384, (64,), device=device)

@@ -195,10 +195,12 @@ def logit_chunks(
 ) -> Iterator[tuple[Rows, Tensor, Tensor]]:
     """Rows, their input in the head's dtype, and their logits in memory that the next chunk takes over."""
     count = len(input) if counted is None else len(counted)
-    size = chunk_rows(count, head, workspace_mb, buffers, classes)
-    memory = empty(head.weight, (size, len(head.weight)), head.weight.dtype)
-    for start in range(0, count, max(1, size)):
-        neighbours = slice(start, min(start + size, count))
+    shape = chunk_rows(count, head, workspace_mb, buffers, classes), len(head.weight)
+    # Memory that is kept would stand beside both, when gradients of low precision are made of their sums.
+    is_wide = accumulate_dtype(head.weight.dtype) is head.weight.dtype
+    memory = empty(head.weight, shape, head.weight.dtype) if is_wide else head.weight.new_empty(shape)
+    for start in range(0, count, max(1, shape[0])):
+        neighbours = slice(start, min(start + shape[0], count))
         rows = neighbours if counted is None else counted[neighbours]
         part = input[rows].to(head.weight.dtype)
         logits = memory[: len(part)]

@@ -12,12 +12,15 @@ from .ir import Expression
 from .lowering import Lowering
 from .masks import alone_in, chosen
 from .operators import operator
+from .refusals import CannotFuse, location
 from .values import ORIGIN, Computed, Position, Positions, Value, View, as_whole, broadcast, restricted
 from .views import dimension_of, single
 
 
 def checked(index: Value, size: Extent) -> Value:
     """An index of which every element must be at least 0 and less than a size."""
+    if is_counted(size):
+        raise CannotFuse(f"an index says which of the elements that a boolean mask chooses ({location()})")
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
         position = lowering.cast(lowering.element(index, positions), torch.int64)
@@ -45,7 +48,7 @@ def _gather(tracer: Any, x: Value, dim: int, index: Value, sparse_grad: bool = F
         return NotImplemented
     x, index = as_whole(x), as_whole(index)
     others = [(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim]
-    if any(mask_of(a) is not mask_of(b) for a, b in others) or any(map(is_counted, (x.shape[dim], index.shape[dim]))):
+    if any(mask_of(a) is not mask_of(b) for a, b in others) or is_counted(index.shape[dim]):
         raise tracer.refusal("gather depends on where the elements stand that a boolean mask chooses")
     place = checked(index, x.shape[dim])
 
@@ -72,8 +75,6 @@ def _index(tracer: Any, x: Value, indices: Sequence[Value | None]) -> Value:
         raise tracer.refusal(
             "a mask beside other indices gives a result whose size depends on values; index with one after the other"
         )
-    if any(is_counted(x.shape[d]) for d in given):
-        raise tracer.refusal("an index says which of the elements that a boolean mask chooses")
     return _indexed(x, {d: wrapped(as_whole(i), x.shape[d]) for d, i in given.items()})
 
 

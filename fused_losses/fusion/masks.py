@@ -46,9 +46,6 @@ class Masks(Lowering):
         super().__init__({}, "")
         self._known: dict[Expression, Mask] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
     def __len__(self) -> int:
         return len(self._known)
 

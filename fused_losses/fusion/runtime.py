@@ -193,14 +193,16 @@ class Operator:
 
 
 def _function(target: Any) -> Callable[..., Any]:
+    """What runs an operator; a large product of a CPU's goes to memory that was used before."""
     function = _binding(target)
     if target not in PRODUCTS:
         return function
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         shape = (*a.shape[:-1], b.shape[-1])
-        kept = _is_kept(shape, a.dtype) and a.is_cpu
-        return function(a, b, out=_allocator(shape, a.dtype)()) if kept else function(a, b)
+        if not (a.is_cpu and _is_kept(shape, a.dtype)):
+            return function(a, b)
+        return function(a, b, out=torch.ops.fused_losses.empty.default(shape, dtype=a.dtype))
 
     return product
 

@@ -29,8 +29,6 @@ def _scattered(tracer: Any, x: Value, dim: int, index: Value, source: Value, add
     dim = dimension_of(x, dim)
     if not x.ndim or not index.ndim:
         return NotImplemented
-    if is_counted(x.shape[dim]):
-        raise tracer.refusal("scatter depends on where the elements stand that a boolean mask chooses")
     x, index, source = as_whole(x), as_whole(index), as_whole(source)
     whole = all(same(a, b) for d, (a, b) in enumerate(zip(x.shape, index.shape)) if d != dim)
     if not whole or not (is_one(index.shape[dim]) or add):

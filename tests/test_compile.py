@@ -190,6 +190,7 @@ def row_calls(device):
         yield "divergence_backward_", (row, x.clone(), t.clone(), statistics, *kind, name != "tvd", True)
     if device == "cpu":
         yield "add_", (x.clone(), w.bfloat16())
+        yield "add_product_", (torch.zeros(5, 5), x.bfloat16(), w.bfloat16(), False)
     if has_extension(device):
         yield "scaled", (x, torch.tensor(2.0, device=device), torch.bfloat16)
 

@@ -50,6 +50,11 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
+inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
+  const auto sizes = tensor.sizes();
+  return sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
+}
+
 // Whether the last of two dimensions has its elements one after the other.
 inline bool has_adjacent_columns(const Tensor& tensor) {
   return tensor.dim() == 2 && (tensor.strides()[1] == 1 || tensor.sizes()[1] <= 1 || tensor.numel() == 0);

@@ -28,11 +28,6 @@ struct SoftmaxCall {
   }
 };
 
-inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
-  const auto sizes = tensor.sizes();
-  return sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin());
-}
-
 inline void check_factor(const char* name, const OptionalTensor& tensor, const std::vector<int64_t>& shape,
                          const Tensor& logits) {
   if (!tensor) return;

@@ -255,8 +255,8 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if "mm" in function.__name__ or "linear_pointwise" in function.__name__:
-            self.shapes.append(tuple(result.shape))
+        if any(name in function.__name__ for name in ("mm", "linear_pointwise", "add_product_")):
+            self.shapes.append(tuple((args[0] if result is None else result).shape))
         return result
 
 

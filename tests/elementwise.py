@@ -14,7 +14,8 @@ WHOLE = "abs sign add sub mul maximum minimum fmod remainder floor_divide bitwis
 
 
 def of_one(x, y):
-    return tuple(getattr(torch, name)(x) for name in UNARY.split())
+    rounded = (x.to(low).to(x.dtype) for low in (torch.bfloat16, torch.float16))
+    return *(getattr(torch, name)(x) for name in UNARY.split()), *rounded
 
 
 def of_two(x, y):

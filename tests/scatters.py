@@ -20,6 +20,14 @@ LOOKUPS = {
     "flattened": lambda table, x, index: table[:, 0][index.flatten()].exp() * x.flatten(),
     "gathered": lambda table, x, index: table.gather(0, index).sin() * x,
     "selected": lambda table, x, index: table.index_select(0, index[:, 0]) * x.exp(),
+    # As many as are written out, were they stacked tensors.
+    "a few by number": lambda table, x, index: (
+        table[torch.arange(3) % len(table), torch.arange(3) % table.shape[1]].sin().sum() * x
+    ),
+    "a few rows by number": lambda table, x, index: table[torch.arange(3) % len(table) - len(table)].sin().sum(0) * x,
+    "a few gathered by number": lambda table, x, index: (
+        table.gather(0, torch.arange(2)[:, None] % len(table)).sin().sum() * x
+    ),
     "embedded": lambda table, x, index: F.embedding(index, table, padding_idx=0).tanh().sum(1) * x,
 }
 # The loss itself takes one.
@@ -30,6 +38,9 @@ SUMS = {
     "for each row": lambda table, x, index: (
         x.new_zeros(len(x), len(table)).scatter_add(1, index, x.softmax(1)).exp() * table[:, 0]
     ),
+    "a few added by number": lambda table, x, index: table.index_add(
+        0, torch.arange(4) % len(table), torch.stack([x[0], x[-1].exp(), x[0].sin(), x[0]])
+    ).square(),
     "whole numbers": lambda table, x, index: (
         index.new_zeros(len(table)).index_add(0, index[:, 0], index[:, 0] + 1) * table[:, 0] + x.sum()
     ),

@@ -29,6 +29,13 @@ FL_INLINE void narrow(From x, half& out) {
   out.pattern = to_half(static_cast<float>(x));
 }
 
+template <class Low, class A>
+FL_INLINE float rounded_(A x) {
+  Low low;
+  narrow(x, low);
+  return widen(low);
+}
+
 // NaN is looked for in b, as a may be a maximum itself: whether that is NaN is a choice between truth values,
 // which keeps a loop from being vectorised.
 template <class A>

@@ -56,7 +56,9 @@ _LONG = frozenset(  # so long that a block of lanes makes a call: inlined, they 
     )
 )
 _FUNCTIONS = _SHORT | _MIDDLING | _LONG
-OPERATIONS = frozenset(INFIX) | _FUNCTIONS | {"neg", "logical_not", "bitwise_not", "where", "cast", "checked"}
+OPERATIONS = (
+    frozenset(INFIX) | _FUNCTIONS | {"neg", "logical_not", "bitwise_not", "where", "cast", "rounded", "checked"}
+)
 _POWERS = {0.5: "sqrt_({x})", 1.0: "{x}", 2.0: "{x} * {x}", 3.0: "{x} * {x} * {x}", -1.0: "{one} / {x}"}
 
 
@@ -105,6 +107,8 @@ def operation(node: Expression, arguments: list[str], varies: bool) -> str:
         if node.arguments[0].dtype is torch.bool:  # a choice vectorises where a conversion does not
             return f"{x} ? {kind}(1) : {kind}(0)"
         return f"{x} != 0" if node.dtype is torch.bool else f"static_cast<{kind}>({x})"
+    if op == "rounded":
+        return f"rounded_<{STORED[node.dtype]}>({x})"
     if op == "where":
         return f"{x} ? {arguments[1]} : {arguments[2]}"
     if op == "pow" and (power := simple_power(node)) in _POWERS:

@@ -70,7 +70,7 @@ class Expression:
             may lie outside, where the load must yield 0 without touching memory.
         "constant": value (number).    "parameter": name, a number given at run time (a hyper-parameter).
         "size": value (Size), a size as a number.    "index": value (Index), an int64 position along axes.
-        "cast": one argument, to ``dtype``.
+        "cast": one argument, to ``dtype``.    "rounded": one that is wider, as ``dtype`` would hold it.
         "checked": one int64 argument and size (Size): the argument where 0 <= it < size; elsewhere 0, and the call
             raises IndexError once it has run.
         "placed": a value and an int64 argument for each of ``index`` (tuple[Index, ...], an axis each): the value where
@@ -82,7 +82,8 @@ class Expression:
             complex one do. What a stage stores, and nothing else.
         "exp_nonpositive": one argument that is at most 0, whose exponential it is.
         anything else: an elementwise operation named as torch names it ("add", "exp", "where", "lt", ...).
-    ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where stored.
+    ``dtype`` is what torch would give. Low-precision floats are computed in fp32 and rounded only where
+    they are stored, and where the loss itself casts.
     """
 
     op: str

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .extents import Extent, is_one, mask_of, product
-from .ir import Combine, Expression
+from .ir import WIDE, Combine, Expression
 from .lowering import Lowering
 from .masks import NOTHING, without_others
 from .piecewise import reduction
@@ -238,6 +238,8 @@ def _to_copy(tracer: Any, x: Value, dtype: torch.dtype | None = None, **options:
     device = options.get("device")
     if device is not None and torch.device(device).type != tracer.device.type:
         raise tracer.refusal(f"it moves a tensor to {device}")
+    if dtype in WIDE and x.dtype in (torch.float32, torch.float64) and tracer.is_asked_by_loss:
+        return Map("rounded", dtype, [x])
     return cast(x, dtype or x.dtype)
 
 
@@ -434,6 +436,7 @@ def _boolean(combine: Combine, tracer: Any, x: Value, dim: Any = None, keepdim: 
 
 
 OPERATORS["any"], OPERATORS["all"] = partial(_boolean, "any"), partial(_boolean, "all")
+OPERATORS["_is_any_true"], OPERATORS["_is_all_true"] = OPERATORS["any"], OPERATORS["all"]
 
 
 @operator("count_nonzero", ordered=False)

@@ -46,6 +46,8 @@ def is_piecewise(outline: Outline, x: Value, dim: int) -> bool:
     if not (x.ndim and _is_few(x.shape[dim]) and len(x.digits[dim]) == 1):
         return False
     expression = outline.element(x, everywhere(x))
+    if expression.op == "placed":  # only a loop adds up where it belongs
+        return False
     return chooses(expression, f"{dim}.0") and x.shape[dim] * cost(expression) <= MOST_OPERATIONS
 
 

@@ -10,6 +10,7 @@ import torch
 
 _PACKAGE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+_DISTRIBUTIONS = str(Path(_TORCH) / "distributions")
 
 
 class CannotFuse(RuntimeError):
@@ -22,6 +23,22 @@ def location() -> str:
     for _ in range(frames_to_caller() - 1):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame.f_back is not None else ""
+
+
+def on_reading() -> str:
+    """Why a loss that reads a value cannot be fused, and what it can do without."""
+    frame: Any = sys._getframe()
+    for _ in range(frames_to_caller() - 1):
+        if frame.f_code.co_filename.startswith(_DISTRIBUTIONS):
+            return (
+                "torch.distributions reads what it is given, to check it; pass validate_args=False, or call "
+                "torch.distributions.Distribution.set_default_validate_args(False)"
+            )
+        frame = frame.f_back
+    return (
+        "it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor); torch.where chooses without, "
+        "and .detach() keeps a number for a log"
+    )
 
 
 def is_asked_by_torch() -> bool:

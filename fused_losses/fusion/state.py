@@ -117,8 +117,18 @@ class Replaced:
         for copy, before in self.before.items():
             after = _shallow(vars(copy))
             for name in before.keys() | after.keys():
-                if not _identical(before.get(name), after.get(name)):
-                    raise CannotFuse(f"it changes its attribute {name} while it runs; do that outside forward")
+                old, new = before.get(name), after.get(name)
+                if _identical(old, new):
+                    continue
+                changed = _first_changed(old, new) if name in _HELD else name
+                raise CannotFuse(f"it changes its attribute {changed} while it runs; do that outside forward")
+
+
+_HELD = ("_parameters", "_buffers", "_modules")  # dictionaries of attributes
+
+
+def _first_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    return next(name for name in {**old, **new} if old.get(name) is not new.get(name))
 
 
 def _identical(a: Any, b: Any) -> bool:

@@ -7,7 +7,8 @@ import operator
 import pickle
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -26,7 +27,7 @@ from .ir import Size
 from .masks import Mask, Masks
 from .operators import ORDERED
 from .piecewise import Outline
-from .refusals import CannotFuse, location
+from .refusals import CannotFuse, location, on_reading
 from .sizes import LARGEST, Assumptions
 from .values import Complex, External, ExternalCall, Input, Scalar, Value
 
@@ -167,7 +168,7 @@ class Tracer(TorchDispatchMode):
         self.constants: dict[Input, Tensor] = {}
         self.masks = Masks()
         self.outline = Outline()
-        self.in_gradient = False
+        self.in_gradient, self.depth = False, 0  # how many operators are taken apart
 
         from .table import COMPLEX_OPERATORS, OPERATORS
 
@@ -190,13 +191,28 @@ class Tracer(TorchDispatchMode):
             result = handler(self, *self._values(args), **self._values(kwargs))
             if result is not NotImplemented:
                 return self._wrapped(func, args, kwargs, result)
-        with self:
+        with self.within():
             if func in decomposition_table and not complex_numbers and name not in LEFT_TO_TORCH:
                 return _undecorated(decomposition_table[func])(*args, **kwargs)
             result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         return self._external(func, args, kwargs)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """While what an operator is made of is traced."""
+        self.depth += 1
+        try:
+            with self:
+                yield
+        finally:
+            self.depth -= 1
+
+    @property
+    def is_asked_by_loss(self) -> bool:
+        """Whether the loss itself calls an operator, rather than its gradient or another operator."""
+        return not self.in_gradient and self.depth == 0
 
     def count(self, mask: Mask) -> Extent:
         """How many elements a mask chooses, as a size: to torch, which may ask, one that no tensor of a call has."""
@@ -272,7 +288,7 @@ class Tracer(TorchDispatchMode):
         return traced
 
     def _again(self, func: Any, value: Value, args: Any, kwargs: Any) -> Any:
-        with self:
+        with self.within():
             result = func(self.traced(value), *args[1:], **kwargs)
         return result.value if isinstance(result, Traced) else [part.value for part in result]
 
@@ -286,7 +302,7 @@ class Tracer(TorchDispatchMode):
             raise self.refusal(f"{name} writes into a tensor that it is given")
         if torch.Tag.inplace_view in func.tags:
             raise self.refusal(f"{name} changes the shape of a tensor; use {name[:-1]}")
-        with self:
+        with self.within():
             new = args[1] if name == "copy_" else _out_of_place(func)(*args, **kwargs)
             new = aten.expand(aten._to_copy(new, dtype=written.dtype), written.shape)
             try:
@@ -300,10 +316,7 @@ class Tracer(TorchDispatchMode):
         if name == "as_strided":
             raise self.refusal("as_strided depends on how a tensor lies in memory")
         if name == "_local_scalar_dense":
-            raise self.refusal(
-                "it reads the value of a tensor (.item(), bool(), int(), or an if on a tensor); torch.where chooses "
-                "without, and .detach() keeps a number for a log"
-            )
+            raise self.refusal(on_reading())
         if self.masks and self._are_chosen([*args, *kwargs.values()]):
             raise self.refusal(f"{name} needs what a boolean mask chooses one after the other in memory")
         if any(tag in func.tags for tag in (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)):
@@ -312,8 +325,7 @@ class Tracer(TorchDispatchMode):
         try:
             returned = results(self, func, name, args, kwargs)
         except Exception as error:
-            reason = str(error).strip().splitlines()
-            raise self.refusal(f"{name} has no shape function for open sizes: {reason[0] if reason else ''}") from error
+            raise self.refusal(f"{name} has no shape function for open sizes") from error
         call = ExternalCall(func, self._values(args), self._values(kwargs))
         outputs, structure = tree_flatten(returned)
         empty = torch.empty(0)  # stands for a result that was not asked for, such as a gradient

@@ -132,6 +132,8 @@ class Evaluator:
         arguments = [self.expression(argument) for argument in node.arguments]
         if node.op == "cast":
             return arguments[0].to(dtype)
+        if node.op == "rounded":
+            return arguments[0].to(node.dtype).to(dtype)
         if node.op == "checked":
             size = self.size(node["size"])
             if not bool(((arguments[0] >= 0) & (arguments[0] < size)).all()):

@@ -1,6 +1,7 @@
 """What fuse promises of a module, a function and a class beside speed."""
 
 import copy
+import functools
 import inspect
 import pickle
 import random
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import distributions as D
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -307,6 +309,41 @@ def test_fallbacks_warn_once_and_strict_raises():
         fuse(branching, strict=True)(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_what_a_loss_rounds_is_rounded(low, dtype):
+    """An error of quantisation is not 0, as it would be without the cast in between; nor is what overflows finite."""
+
+    @functools.partial(fuse, strict=True)
+    def error(x):
+        return x.to(low).to(x.dtype) - 0.5 * x
+
+    numbers = [1.0, 0.1, -1 / 3, 1e-6, 70000.0, 3.4e38, float("nan"), -float("inf"), *torch.randn(50).tolist()]
+    x = torch.tensor(numbers, dtype=dtype, requires_grad=True)
+    assert torch.equal(error(x).nan_to_num(7.0), error.__wrapped__(x).nan_to_num(7.0))
+    (gradient,) = torch.autograd.grad(error(x).sum(), x)
+    assert (gradient == 0.5).all()
+
+
+def test_distributions_fuse_unless_they_check_what_they_are_given():
+    def elbo(mean, scale, logits, labels, **options):
+        posterior, prior = D.Normal(mean, scale, **options), D.Normal(torch.zeros_like(mean), 1.0, **options)
+        choice = D.Categorical(logits=logits, **options)
+        return D.kl_divergence(posterior, prior).mean() - choice.log_prob(labels).mean() - choice.entropy().mean()
+
+    mean, scale, logits = (torch.rand(n, dtype=torch.float64, requires_grad=True) for n in ((6, 3), (6, 3), (6, 4)))
+    given = mean, scale, logits, torch.randint(4, (6,))
+    checking = fuse(functools.partial(elbo, validate_args=True))
+    unchecked = fuse(functools.partial(elbo, validate_args=False), strict=True)
+    with pytest.warns(UserWarning, match=r"torch.distributions reads.*pass validate_args=False.*test_fuse.py:"):
+        plain = checking(*given)
+    fused = unchecked(*given)
+    torch.testing.assert_close(fused, plain)
+    for own, other in zip(*(torch.autograd.grad(loss, given[:3]) for loss in (fused, plain))):
+        torch.testing.assert_close(own, other)
+    assert not unchecked.explain().externs
+
+
 def test_a_loss_with_side_effects_runs_as_it_is():
     class Counting(nn.Module):
         def __init__(self):
@@ -319,12 +356,28 @@ def test_a_loss_with_side_effects_runs_as_it_is():
             return x.sum()
 
     loss = fuse(Counting())
-    with pytest.warns(UserWarning, match="changes its attribute"):
+    with pytest.warns(UserWarning, match="changes its attribute (calls|seen)"):
         loss(torch.ones(3))
     assert loss.calls == len(loss.seen) and all(type(x) is torch.Tensor for x in loss.seen)
     before = loss.calls
     loss(torch.ones(3))
     assert loss.calls == before + 1
+
+
+def test_a_buffer_that_is_assigned_is_named():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("center", torch.zeros(()))
+
+        def forward(self, x):
+            self.center = 0.9 * self.center + 0.1 * x.detach().mean()
+            return (x - self.center).square().sum()
+
+    loss = fuse(Centred())
+    with pytest.warns(UserWarning, match="changes its attribute center while it runs"):
+        loss(torch.ones(3))
+    assert loss.center == 0.1
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])

@@ -102,6 +102,8 @@ def operation(node: Expression, arguments: list[str]) -> str:
         return f"{x} {_INFIX[op]} {arguments[1]}"
     if op == "cast":
         return f"{x} != 0" if node.dtype is torch.bool else f"{x}.to({COMPUTED[node.dtype]})"
+    if op == "rounded":
+        return f"{x}.to(tl.{str(node.dtype).removeprefix('torch.')}).to({COMPUTED[node.dtype]})"
     if op in ("maximum", "minimum") and node.dtype is torch.bool:
         return f"{x} {'|' if op == 'maximum' else '&'} {arguments[1]}"
     if op in _BESIDE_LITERALS:

@@ -45,7 +45,8 @@ class Call:
         grad = torch.is_grad_enabled()
         self.requires_grad = [grad and t.requires_grad for t in self.tensors]
         device = self.tensors[0].device.type if self.tensors else "cpu"
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        is_served = device in ("cpu", "cuda")  # not every other knows autocast
+        autocast = torch.get_autocast_dtype(device) if is_served and torch.is_autocast_enabled(device) else None
         self.fixed += (torch.get_default_dtype(), device, autocast)
         self.key = (*self.fixed, *self.requires_grad, *[(t.dtype, t.shape) for t in self.tensors])
 
@@ -137,7 +138,7 @@ def plain_runs() -> bool:
 
 def unsuitable(call: Call) -> bool:
     """Whether the plain loss must run for its tensors: subclasses, wrappers, other layouts, devices, empty ones."""
-    if not call.tensors:
+    if not call.tensors or call.tensors[0].is_meta:
         return True
     device, is_saved = call.tensors[0].device, any(call.requires_grad)
     for tensor in call.tensors:

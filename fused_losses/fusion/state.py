@@ -120,7 +120,7 @@ class Replaced:
                 old, new = before.get(name), after.get(name)
                 if _identical(old, new):
                     continue
-                changed = _first_changed(old, new) if name in _HELD else name
+                changed = _first_changed(old or {}, new or {}) if name in _HELD else name
                 raise CannotFuse(f"it changes its attribute {changed} while it runs; do that outside forward")
 
 

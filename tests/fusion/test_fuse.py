@@ -309,6 +309,16 @@ def test_fallbacks_warn_once_and_strict_raises():
         fuse(branching, strict=True)(x)
 
 
+def test_tensors_without_elements():
+    loss = fuse(F.mse_loss)
+    assert loss(torch.ones(3, device="meta"), torch.ones(3, device="meta")).device.type == "meta"
+
+
+def test_what_torch_brings_in_order_in_memory_first():
+    x = torch.randn(5, 4).t()
+    torch.testing.assert_close(fuse(lambda x: F.pdist(x).mean(), strict=True)(x), F.pdist(x).mean())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_what_a_loss_rounds_is_rounded(low, dtype):
@@ -510,6 +520,7 @@ def test_explanation_and_source(focal):
 
 
 def test_devices_without_kernels_say_why(focal, monkeypatch):
+    focal(*pair(5, 7))
     program = focal._fusion.last.lowered.forward
     with pytest.raises(BuildError, match="meta tensors here: it runs on cuda tensors"):
         runtime.compile_program(program, torch.device("meta"))

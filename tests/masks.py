@@ -47,7 +47,14 @@ def selected(x, y):
     return torch.masked_select(x * y, y > 0).square().sum() + x.masked_select(y[0] > 0).abs().mean()
 
 
+def looked_up(x, y):
+    """The gradient of x adds up at computed places what the mask chooses."""
+    keep, index = y[:, 0] > 0, y[:, 1].abs().long().clamp(max=x.shape[0] - 1)
+    return (x[index[keep]] * y[keep]).sin().sum()
+
+
 LOSSES = {
+    "looked up": looked_up,
     "mean": lambda x, y: (x[y > 0] - y[y > 0]).abs().mean(),
     "functional": lambda x, y: F.binary_cross_entropy_with_logits(
         x[y.abs() > 0.3], (y[y.abs() > 0.3] > 0).to(x.dtype), weight=y.abs()[y.abs() > 0.3].detach()

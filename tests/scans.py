@@ -18,6 +18,7 @@ SCANS = {
     "one after the other": lambda x: x.cumsum(0).cumsum(2).cumsum(1).sin(),
     "one beside the other": lambda x: x.cumsum(-1) * x.cumsum(1) - x.cumsum(0).sum(1, keepdim=True),
     "of whole numbers": scaled,
+    "of stacked numbers": lambda x: torch.stack([x, x.exp(), x.sin()]).cumsum(0).tanh().mean(0),
 }
 
 

@@ -22,6 +22,8 @@ import torch
 WIDE = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # Operators that look at memory in another shape.
 ALIASES = {getattr(torch.ops.aten, name).default for name in ("reshape", "permute", "view_as_real", "view_as_complex")}
+# Operations that are what a stage sums or stores, and part of nothing else.
+WHOLE = ("placed", "cumulated", "beside")
 T = TypeVar("T")
 Combine = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .extents import is_one, size_of
-from .ir import ALIASES, TWO, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
+from .ir import ALIASES, TWO, WHOLE, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
+from .refusals import CannotFuse
 from .sizes import is_counted
 from .values import (
     ORIGIN,
@@ -260,6 +261,8 @@ class Lowering:
             expression = self.cast(expression, torch.bool)
         elif combine in ("sum", "prod"):
             expression = self.cast(expression, value.dtype)
+        if any(node.op in WHOLE for node in expression.nodes[:-1]):  # a kernel would compute something else
+            raise CannotFuse("it takes a part of what only a whole pass can be, a fault of fuse")
         extents = [axis.extent for axis in outer] + [TWO] * (expression.op == "beside")
         if not inner:
             combine = None

@@ -93,8 +93,14 @@ def without_others(x: Value, dim: int, other: Any) -> Value:
     mask = mask_of(x.shape[dim])
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
-        is_chosen = mask.at(lowering, positions[dim])
-        return lowering.where(is_chosen, lowering.element(x, positions), lowering.number(other, x.dtype))
+        is_chosen, nothing = mask.at(lowering, positions[dim]), lowering.number(other, x.dtype)
+        element = lowering.element(x, positions)
+        if element.op != "placed":
+            return lowering.where(is_chosen, element, nothing)
+        value, *places = element.arguments
+        return lowering.make(
+            "placed", x.dtype, lowering.where(is_chosen, value, nothing), *places, index=element["index"]
+        )
 
     return Computed(x.shape, x.dtype, x.digits, element)
 

@@ -10,7 +10,7 @@ import torch
 
 from .body import Body, words_of
 from .expressions import COMPARISONS, COMPUTED, constant, identifier, is_blockwise, operation, size_of
-from .ir import ZERO, Expression, Index, Stage
+from .ir import WHOLE, ZERO, Expression, Index, Stage
 from .loads import load
 from .memory import factor_of, looped, total
 from .results import result
@@ -85,7 +85,7 @@ class Nest:
         varies = self.body.vary(arguments)
         if node.op == "cast" and COMPUTED[node.arguments[0].dtype] == kind:
             return arguments[0]
-        if node.op in ("placed", "cumulated", "beside"):  # what ``results`` adds up or stores
+        if node.op in WHOLE:  # what ``results`` adds up or stores
             return arguments[0]
         if node.op == "checked":
             return self._checked(arguments[0], size_of(node["size"]), varies)

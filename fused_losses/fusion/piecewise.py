@@ -77,8 +77,9 @@ class Outline(Lowering):
         return self.looks_up(self.load_stored(value, positions))
 
     def load_stored(self, value: Value, positions: Positions) -> Expression:
-        assert isinstance(value, Reduction)
-        return self.element(value.operand, value.around(positions, ORIGIN))
+        if isinstance(value, Reduction):
+            return self.element(value.operand, value.around(positions, ORIGIN))
+        return self.element(value.operand, positions)
 
     def buffer(self, value: Value) -> Buffer:
         return Buffer(str(id(value)), (), value.dtype)

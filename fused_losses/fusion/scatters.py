@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .extents import is_counted, is_one, product, same
-from .ir import Expression
+from .ir import Expression, Index
 from .lookups import around, checked, wrapped
 from .lowering import Lowering
 from .masks import Mask, alone_in, put_back
@@ -142,8 +142,15 @@ def _summed(tracer: Any, x: Value, values: Value, places: Mapping[int, Value], o
         by_dimension = {k: positions[d] for d, k in own.items()} | dict(zip(over, positions[x.ndim :]))
         at = tuple(by_dimension[k] for k in range(len(shape)))
         value, *where = (lowering.element(v, restricted(lowering, at, whole, v)) for v in (values, *chosen))
-        index = tuple(positions[d][0].as_index() for d in places)
-        return lowering.make("placed", x.dtype, lowering.cast(value, x.dtype), *where, index=index)
+        value, along = lowering.cast(value, x.dtype), [positions[d][0] for d in places]
+        index = tuple(position.as_index() for position in along)
+        if all(isinstance(each, Index) for each in index):
+            return lowering.make("placed", x.dtype, value, *where, index=index)
+        # An outline of what is read of the sum at computed places.
+        for position, place in zip(along, where):
+            is_there = lowering.make("eq", torch.bool, position.expression(lowering), place)
+            value = lowering.where(is_there, value, lowering.number(0, x.dtype))
+        return value
 
     of_x = [digits[own[d]] if d in own else x.digits[d] for d in range(x.ndim)]
     terms = Computed([*x.shape, *(shape[k] for k in over)], x.dtype, [*of_x, *(digits[k] for k in over)], term)

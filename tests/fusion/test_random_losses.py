@@ -18,6 +18,19 @@ def written(x, values):
     return x
 
 
+def written_where(x):
+    x[x > 0.3] = 0.3
+    return x
+
+
+def half(x):
+    return torch.arange(x.shape[0]) % 2
+
+
+def pairs(x):
+    return torch.arange(x.shape[-1]) // 2
+
+
 UNARY = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -44,6 +57,25 @@ UNARY = {
     "numbered": lambda x: (x.flatten() + torch.arange(x.numel()).repeat(1)).view(x.shape),
     "repeated": lambda x: x.repeat(*[1] * (x.ndim - 1), 2)[..., 1 : x.shape[-1] + 1],
     "put together": lambda x: x.index_add(0, torch.arange(x.shape[0]) // 2, x),
+    "two places for all": lambda x: x.new_zeros(2, *x.shape[1:]).index_add(0, half(x), x)[half(x)],
+    "scattered along rows": lambda x: torch.zeros_like(x).scatter_add(-1, pairs(x).expand(x.shape), x),
+    "rows in turn": lambda x: x[(torch.arange(x.shape[0]) + 1) % x.shape[0]],
+    "a few rows": lambda x: x * x[torch.arange(3) % x.shape[0]].tanh().sum(0),
+    "columns from the end": lambda x: x.gather(-1, torch.arange(x.shape[-1]).flip(0).expand(x.shape)),
+    "columns of the largest": lambda x: x - x.gather(-1, x.argmax(-1, keepdim=True)),
+    "stacked and added up": lambda x: torch.stack([x, x.sin(), 2 * x]).square().sum(0),
+    "stacked and scanned": lambda x: torch.stack([x, x.sin(), 2 * x], 1).cumsum(1)[:, 1],
+    "stacked and looked up": lambda x: torch.stack([x, x.sin()], 1)[torch.arange(x.shape[0]), half(x)],
+    "less the mean of a mask": lambda x: x - x[x > 0.1].sum() / ((x > 0.1).sum() + 1),
+    "chosen rows": lambda x: x + x[x.sum(list(range(1, x.ndim))) > 0].sin().sum(0),
+    "chosen and looked up": lambda x: x * x[half(x)[x.sum(list(range(1, x.ndim))) > 0]].tanh().sum(0),
+    "written where chosen": lambda x: written_where(x * 2),
+    "apart by twos": lambda x: torch.cat([x[..., ::2], x[..., 1::2]], -1),
+    "each twice": lambda x: x.repeat_interleave(2, 0)[: x.shape[0]],
+    "triangles of differences": lambda x: (x.unsqueeze(-1) - x.unsqueeze(-2)).tril(-1).square().sum(-1),
+    "every other hot": lambda x: x * torch.nn.functional.one_hot(pairs(x) % 2, 2)[:, 0],
+    "by how many": lambda x: x / ((x > 0).sum(-1, keepdim=True) + 1),
+    "a row written": lambda x: x.select_scatter(x[0] * x[-1], 0, -1),
 }
 BINARY = {
     "add": torch.add,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..expressions import COMPARISONS
-from ..ir import ZERO, Expression, Extern, Index, Program, Size, Stage
+from ..ir import WHOLE, ZERO, Expression, Extern, Index, Program, Size, Stage
 from ..lowering import Lowering
 from ..piecewise import MOST_PLACES, chooses
 
@@ -34,7 +34,7 @@ def _written_out(stage: Stage) -> Stage:
 def _places(stage: Stage) -> int:
     """How many places to write out; 0 where the stage stays as it is."""
     expression = stage.expression
-    if stage.combine is not None or not stage.axes or expression.op in ("placed", "cumulated", "beside"):
+    if stage.combine is not None or not stage.axes or expression.op in WHOLE:
         return 0
     name, extent = stage.axes[-1]
     is_few = extent.op == "const" and 1 < extent.value <= MOST_PLACES

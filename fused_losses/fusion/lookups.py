@@ -12,7 +12,7 @@ from .ir import Expression
 from .lowering import Lowering
 from .masks import alone_in, chosen
 from .operators import operator
-from .refusals import CannotFuse, location
+from .refusals import refused
 from .values import ORIGIN, Computed, Position, Positions, Value, View, as_whole, broadcast, restricted
 from .views import dimension_of, single
 
@@ -20,7 +20,7 @@ from .views import dimension_of, single
 def checked(index: Value, size: Extent) -> Value:
     """An index of which every element must be at least 0 and less than a size."""
     if is_counted(size):
-        raise CannotFuse(f"an index says which of the elements that a boolean mask chooses ({location()})")
+        raise refused("an index says which of the elements that a boolean mask chooses")
 
     def element(lowering: Lowering, positions: Positions) -> Expression:
         position = lowering.cast(lowering.element(index, positions), torch.int64)

@@ -13,7 +13,7 @@ import torch
 from .extents import Extent
 from .ir import Buffer, Combine, Expression
 from .lowering import Lowering, cost
-from .values import ORIGIN, Map, Positions, Reduction, Value, everywhere, place_of
+from .values import ORIGIN, Map, Pairs, Positions, Reduction, Stored, Value, everywhere, place_of
 
 MOST_PLACES = 8
 MOST_OPERATIONS = 1024  # at all places together, with everything that goes into them
@@ -79,6 +79,7 @@ class Outline(Lowering):
     def load_stored(self, value: Value, positions: Positions) -> Expression:
         if isinstance(value, Reduction):
             return self.element(value.operand, value.around(positions, ORIGIN))
+        assert isinstance(value, (Pairs, Stored))
         return self.element(value.operand, positions)
 
     def buffer(self, value: Value) -> Buffer:

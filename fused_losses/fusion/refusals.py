@@ -17,6 +17,12 @@ class CannotFuse(RuntimeError):
     """Why a loss cannot be fused, in words for its author."""
 
 
+def refused(reason: str, where: str | None = None) -> CannotFuse:
+    """A reason with the place it is about: the line of the loss that is being run, unless another is given."""
+    where = location() if where is None else where
+    return CannotFuse(f"{reason} ({where})" if where else reason)
+
+
 def location() -> str:
     """The line of the loss that is being run."""
     frame: Any = sys._getframe()

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from .ir import ZERO, Expression, Size
-from .refusals import CannotFuse, is_asked_by_torch, location
+from .refusals import is_asked_by_torch, refused
 
 Polynomial = dict[tuple[int, ...], int]  # monomial (indices of atoms, sorted) to coefficient, never 0
 Formula = Polynomial | Expression
@@ -500,7 +500,7 @@ class Number:
         return self.guard_bool()
 
     def _refuse(self) -> NoReturn:
-        raise CannotFuse(f"it asks how many elements a mask chooses, which depends on values ({location()})")
+        raise refused("it asks how many elements a mask chooses, which depends on values")
 
     def guard_int(self, file: Any = "", line: int = 0) -> int:
         """The value itself, which fixes it for this trace."""

@@ -27,7 +27,7 @@ from .ir import Size
 from .masks import Mask, Masks
 from .operators import ORDERED
 from .piecewise import Outline
-from .refusals import CannotFuse, location, on_reading
+from .refusals import CannotFuse, on_reading, refused
 from .sizes import LARGEST, Assumptions
 from .values import Complex, External, ExternalCall, Input, Scalar, Value
 
@@ -227,8 +227,7 @@ class Tracer(TorchDispatchMode):
         return is_counted(arguments)
 
     def refusal(self, reason: str) -> CannotFuse:
-        where = "in its gradient" if self.in_gradient else location()
-        return CannotFuse(f"{reason}{f' ({where})' if where else ''}")
+        return refused(reason, "in its gradient" if self.in_gradient else None)
 
     def traced(self, value: Value) -> Traced:
         return Traced.of(value, self.device)

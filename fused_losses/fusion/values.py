@@ -16,7 +16,7 @@ import torch
 
 from .extents import Extent, as_size, digits_of, is_counted, is_one, number_of, product, quotient, same
 from .ir import Combine, Expression, Index
-from .refusals import CannotFuse, location
+from .refusals import refused
 from .sizes import Number
 
 if TYPE_CHECKING:
@@ -448,7 +448,7 @@ def check_known(shape: Sequence[Extent]) -> None:
         CannotFuse: if a size depends on values.
     """
     if any(map(is_counted, shape)):
-        raise CannotFuse(f"it needs what a boolean mask chooses one after the other in memory ({location()})")
+        raise refused("it needs what a boolean mask chooses one after the other in memory")
 
 
 class Complex(Value):

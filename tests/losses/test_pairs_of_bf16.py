@@ -46,7 +46,7 @@ def test_a_product_of_bf16_is_a_sum_in_fp32(shape, is_fresh):
 @pytest.mark.parametrize("kind", ["default", "avx2", "avx512"])
 def test_each_instruction_set(kind):
     script = """
-from test_products import SHAPES, worst_excess
+from test_pairs_of_bf16 import SHAPES, worst_excess
 print(max(worst_excess(*shape, is_fresh) for shape in SHAPES for is_fresh in (False, True)))
 """
     environment = {**os.environ, "FUSED_LOSSES_CPU_CAPABILITY": kind}

@@ -14,7 +14,7 @@ def rows(x):
 
 def written(x, values):
     """Values of another shape put into a column."""
-    x[:, 0] = values.mT.reshape(-1)
+    x[:, 0] = values.transpose(0, -1).reshape(-1)
     return x
 
 

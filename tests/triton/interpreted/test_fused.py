@@ -11,6 +11,9 @@ import scatters
 import torch
 import torch.nn.functional as F
 from custom_losses import CORPUS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_losses import LAST, SHAPES, STEPS, drawn, pair
 from triton.runtime.errors import InterpreterError
 
 from fused_losses import fuse
@@ -62,6 +65,12 @@ def test_operations(function, dtype):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
 def test_operations_on_whole_numbers(dtype):
     same(elementwise.of_whole_numbers, *elementwise.whole(dtype))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS, st.sampled_from(list(LAST)), SHAPES)
+def test_random_losses(steps, last, shape):
+    same(drawn(steps, last), *(tensor.float() for tensor in pair(shape)))
 
 
 def reductions_of(x):

@@ -179,6 +179,8 @@ class Tracer(TorchDispatchMode):
         name, is_random, is_mutable = _known_of(func)
         if name == "lift_fresh" and not isinstance(args[0], Traced):
             return self.traced(self.constant(args[0]))
+        if name == "size":
+            raise self.refusal("it calls an operator that wants sizes as fixed numbers, which are open here")
         if is_random:
             raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
         if is_mutable:

@@ -93,8 +93,7 @@ struct Rows {
     rows.data += first * stride, rows.count = std::min(2 * kMostPairs, count - first);
     return rows;
   }
-  // Pairs of some adjacent columns, filled up to a width; their neighbours, asked for next, are on their way
-  // then.
+  // Pairs of some adjacent columns, filled up to a width; fetches their neighbours, which are asked for next.
   void pair_up(const ProductFunctions& f, int64_t column, int64_t n, int64_t width, uint32_t* out) const {
     const uint16_t* row = data + column;
     for (int64_t k = 0; k < pairs(); ++k, row += 2 * stride, out += width) {

@@ -304,7 +304,8 @@ class Tracer(TorchDispatchMode):
         if torch.Tag.inplace_view in func.tags:
             raise self.refusal(f"{name} changes the shape of a tensor; use {name[:-1]}")
         with self.within():
-            new = args[1] if name == "copy_" else _out_of_place(func)(*args, **kwargs)
+            # A copy may be written over, where what it is of may be an argument.
+            new = aten.clone(args[1]) if name == "copy_" else _out_of_place(func)(*args, **kwargs)
             new = aten.expand(aten._to_copy(new, dtype=written.dtype), written.shape)
             try:
                 written.write(new.value)

@@ -325,6 +325,28 @@ def test_what_is_computed_at_many_places_is_kept_in_memory():
     assert len(check(blurred, torch.randn(9)).backward.steps) > 1
 
 
+def written_over(x):
+    y = torch.empty_like(x)
+    y.copy_(x).mul_(2)
+    z = torch.zeros_like(x)
+    z[:] = x
+    z[0] = y[1].exp()
+    return (y * z).sum()
+
+
+def written_row(x):
+    """Its gradient is a copy of the gradient that it is given, which is written over in part."""
+    y = x * 1
+    y[0] = x.sin()[1]
+    return y
+
+
+@pytest.mark.parametrize("loss", [written_over, written_row])
+def test_a_copy_of_an_argument_may_be_written_over(loss):
+    for shape in ((3, 4), (2, 1)):
+        check(loss, torch.randn(shape, dtype=torch.float64))
+
+
 def test_what_equals_is_computed_once():
     """A function that a loss calls twice: sums of the same are one, and saved as one."""
 

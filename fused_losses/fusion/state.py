@@ -14,6 +14,7 @@ from .refusals import CannotFuse
 
 SIMPLE = frozenset((int, bool, str, type(None), torch.dtype, torch.device, complex, bytes))
 _INTERNAL = set(vars(nn.Module())) - {"training"}
+_HELD = ("_parameters", "_buffers", "_modules")  # dictionaries of attributes
 _OWN = "_fusion"  # the attribute in which a fused module keeps its programs
 
 
@@ -124,9 +125,6 @@ class Replaced:
                 raise CannotFuse(f"it changes its attribute {changed} while it runs; do that outside forward")
 
 
-_HELD = ("_parameters", "_buffers", "_modules")  # dictionaries of attributes
-
-
 def _first_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return next(name for name in {**old, **new} if old.get(name) is not new.get(name))
 
@@ -151,7 +149,7 @@ def _copied(module: nn.Module) -> Any:
 
 def _dictionaries(module: nn.Module) -> list[Any]:
     own = vars(module)
-    return [own, own["_parameters"], own["_buffers"], own["_modules"]]
+    return [own, *(own[name] for name in _HELD)]
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class Head(NamedTuple):
         return torch.mm(logits_gradient, self.weight)
 
 
+def _about_cpu() -> Mapping[str, Any]:
+    """What this torch says of the processor: nothing, where it is older than that."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
 def _linear_without_packing(input: Tensor) -> bool:
     """oneDNN's fp32 kernels: a general product packs the whole weight again for every chunk."""
     return input.is_cpu and input.dtype is torch.float32 and _packing_is_slow()
@@ -64,8 +69,7 @@ def _linear_without_packing(input: Tensor) -> bool:
 @functools.cache
 def _packing_is_slow() -> bool:
     """Not where MKL runs the kernels that it has for processors of its maker."""
-    about_cpu = getattr(torch.cpu, "get_capabilities", dict)()
-    for_maker = torch.backends.mkl.is_available() and "Intel" in about_cpu.get("cpu_name", "")
+    for_maker = torch.backends.mkl.is_available() and "Intel" in _about_cpu().get("cpu_name", "")
     return torch.backends.mkldnn.is_available() and not for_maker
 
 
@@ -139,7 +143,7 @@ class HeadGradients:
 @functools.cache
 def _multiplies_pairs() -> bool:
     """Whether our kernel multiplies pairs of bf16 here in one instruction; torch's is faster on matrix units."""
-    about_cpu = getattr(torch.cpu, "get_capabilities", dict)()
+    about_cpu = _about_cpu()
     if not about_cpu.get("avx512_bf16") or about_cpu.get("amx_bf16") or unavailable_reason("_C_cpu"):
         return False
     return torch.ops.fused_losses.cpu_capability() == "avx512"

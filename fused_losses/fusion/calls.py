@@ -13,6 +13,7 @@ from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
+from torch.utils._pytree import tree_leaves
 
 from ..backends import choice
 from .state import SIMPLE, State, frozen
@@ -71,6 +72,10 @@ class Call:
         seen = {0: 0, 1: 1}
         sizes = tuple(tuple(seen.setdefault(size, len(seen)) for size in t.shape) for t in self.tensors)
         return (*self.fixed, *(t.dtype for t in self.tensors), sizes)
+
+    def generators(self) -> list[torch.Generator]:
+        """Those that it gives, or that the loss holds."""
+        return [part for part in tree_leaves(self.fixed) if isinstance(part, torch.Generator)]
 
     def template(self) -> tuple[Any, Any]:
         """The arguments with markers for tensors and numbers."""

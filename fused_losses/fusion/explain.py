@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from .built import Built
 from .cpp import text_of as cpp_text
 from .ir import Expression, Extern, Program, Size, Stage
+from .lowering import shapes_of
 from .programs import Programs, Refusal
 from .schedule import Kernel
 from .served import Served
-from .sizes import Shapes
+from .sizes import Shapes, evaluate
 from .traffic import Traffic, bytes_of, computes, least, traffic
 from .triton.source import text_of as triton_text
 
@@ -105,7 +106,9 @@ def _shapes(programs: Programs, last: Served) -> Shapes:
     """Of the inputs of the last call."""
     given = [shape for _, shape in programs.last_key[-len(last.names) :]]
     names = [buffer.name for buffer in _ran(programs, last)[0].program.inputs]
-    return dict(zip(names, [*given, *(constant.shape for constant in last.constants)]))
+    shapes = dict(zip(names, given))
+    drawn = [[evaluate(size, shapes, {}) for size in shape] for shape in shapes_of(last.drawing.inputs)]
+    return dict(zip(names, [*given, *drawn, *(constant.shape for constant in last.constants)]))
 
 
 def _work(program: Program, saved: Sequence[str], shapes: Shapes) -> tuple[Work, list[str]]:
@@ -143,6 +146,8 @@ def _operator(step: Extern, moves: Traffic) -> str:
     names = ", ".join(buffer.name for buffer in step.buffers)
     if not computes(step):
         return f"{names} = {step.target}: the same memory in another shape"
+    if not names:
+        return f"{step.target}, by torch: raises where {_buffers(moves.reads)} says that something is wrong"
     moved = f"reads {_buffers(moves.reads)}; writes {_buffers(moves.writes)}"
     return f"{names} = {step.target}, by torch, as it has no form as loops over elements: {moved}"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .values import Value
+from .values import Value, broadcast
 
 # Torch's decompositions and shape functions of these import the compiler, which takes a second.
 SPECIAL = [f"special_{name}" for name in ("erfcx", "ndtri", "i0e", "i1", "i1e", "bessel_j0", "bessel_j1")]
@@ -47,6 +47,12 @@ def _complex_to_real(x: Value, dims: list[int], norm: int, length: Any) -> Tenso
     return _meta(shape, x.dtype.to_real())
 
 
+def _solved(right: Value, other: Value) -> Tensor:
+    """Solutions for a right-hand side, with the batches of both."""
+    batch, *_ = broadcast([Value(x.shape[:-2], x.dtype) for x in (right, other)])
+    return _meta([*batch, *right.shape[-2:]], right.dtype)
+
+
 RESIZED = [f"_upsample_{name}2d_aa" for name in ("bilinear", "bicubic")]
 RESIZED_BACK = [
     *[f"{name}_backward" for name in RESIZED],
@@ -58,6 +64,8 @@ SHAPES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(SPECIAL, _floating),
     **dict.fromkeys(RESIZED, lambda x, size, *_: _meta([*x.shape[:2], *size], x.dtype)),
     **dict.fromkeys(RESIZED_BACK, lambda grad, size, shape, *_: _meta(shape, grad.dtype)),
+    "linalg_solve_triangular": lambda matrix, right, **_: _solved(right, matrix),
+    "cholesky_solve": lambda right, matrix, *_: _solved(right, matrix),
     "cumsum": _same,
     "cumprod": _same,
     "logcumsumexp": _same,

@@ -20,6 +20,7 @@ from .values import (
     PRODUCTS,
     Complex,
     External,
+    ExternalCall,
     Input,
     Pairs,
     Permuted,
@@ -243,7 +244,7 @@ class Lowering:
             if isinstance(value, Complex):
                 self.buffers[value] = self.buffer(value.in_memory)
             elif isinstance(value, External) and self._present_twin(value) is None:
-                self._call(value)
+                self.call(value.call)
             elif isinstance(value, Reduction):
                 self._reduce(value)
             else:
@@ -305,8 +306,8 @@ class Lowering:
         operand = value.operand if isinstance(value, (Pairs, Stored)) else value
         self._stage(value, operand, (), None)
 
-    def _call(self, value: External) -> None:
-        call = value.call
+    def call(self, call: ExternalCall) -> None:
+        """Adds the step that runs an operator of torch's."""
         arguments = self._readable(self._matrices(call.arguments) if call.target in PRODUCTS else call.arguments)
         keywords = self._readable(call.keywords)
         for output in call.outputs:
@@ -436,12 +437,14 @@ def lower(trace: Trace) -> Lowered:
     inputs = _inputs(trace)
     forward = Lowering(inputs, "f")
     outputs = [forward.buffer(value) for value in trace.outputs]
+    _check(forward, trace.checks)
     if not any(cotangent is not None for cotangent in trace.cotangents):
         return Lowered(_program(forward, inputs.values(), outputs), None)
     cotangents = {value: _buffer(value) for value in trace.cotangents if value is not None}
     saved = {value: buffer for value, buffer in forward.buffers.items() if _is_kept(value)}
     backward = Lowering({**inputs, **saved, **cotangents}, "g")
     gradients = [backward.buffer(value) for value in trace.gradients if value is not None]
+    _check(backward, trace.checks_of_gradient)
     names = {buffer.name for buffer in gradients}
     read = [buffer for buffer in saved.values() if buffer.name in backward.used or buffer.name in names]
     kept = list(dict.fromkeys(read))  # equal values are in one
@@ -464,11 +467,18 @@ def lower_at_once(trace: Trace) -> Program | None:
         return None
     inputs = _inputs(trace)
     lowering = Lowering(inputs, "f", learnt)
-    return _program(lowering, inputs.values(), [lowering.buffer(value) for value in (*trace.outputs, *gradients)])
+    results = [lowering.buffer(value) for value in (*trace.outputs, *gradients)]
+    _check(lowering, [*trace.checks, *trace.checks_of_gradient])
+    return _program(lowering, inputs.values(), results)
+
+
+def _check(lowering: Lowering, checks: Iterable[ExternalCall]) -> None:
+    for call in checks:
+        lowering.call(call)
 
 
 def _inputs(trace: Trace) -> dict[Value, Buffer]:
-    return {value: _buffer(value) for value in (*trace.inputs, *trace.constants)}
+    return {value: _buffer(value) for value in (*trace.inputs, *trace.drawing.inputs, *trace.constants)}
 
 
 def _is_kept(value: Value) -> bool:

@@ -181,9 +181,21 @@ def masked_select(tracer: Any, input: Tensor, mask: Tensor) -> Tensor:
     return input[mask]
 
 
+def cov(tracer: Any, input: Tensor, *, correction: int = 1, fweights: Any = None, aweights: Any = None) -> Tensor:
+    """As a product of what is left of the means."""
+    if fweights is not None or aweights is not None or input.ndim > 2 or not input.is_floating_point():
+        return torch.cov(input, correction=correction, fweights=fweights, aweights=aweights)
+    rows = input if input.ndim == 2 else input.reshape(1, -1)
+    centered = rows - rows.mean(1, keepdim=True)
+    covariance = centered @ (centered.t() / torch.sym_max(rows.shape[1] - correction, 0))
+    return covariance if input.ndim == 2 else covariance.squeeze()
+
+
 REWRITES: dict[Any, Callable[..., Tensor]] = {
     torch.full: full,
     torch.full_like: full_like,
+    torch.cov: cov,
+    Tensor.cov: cov,
     F.one_hot: one_hot,
     F.interpolate: interpolate,
     torch.masked_select: masked_select,

@@ -222,6 +222,8 @@ def _giving(value: Any) -> Callable[[Mapping[str, Tensor]], Any]:
         return operator.itemgetter(value.name)
     if isinstance(value, Size):
         return number_of(value)
+    if isinstance(value, torch.device) and value.type != "cpu":  # of this call, which may be another of the kind
+        return lambda tensors: next(iter(tensors.values())).device
     if isinstance(value, (list, tuple)) and any(isinstance(item, (Read, Size)) for item in value):
         items = [_giving(item) for item in value]
         return lambda tensors: [give(tensors) for give in items]

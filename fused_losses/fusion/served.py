@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from . import runtime
 from .built import Built
 from .calls import Call, filled
+from .draws import Redrawn
 from .ir import Expression
 from .lowering import Lowered, lower, lower_at_once, shapes_of
 from .sizes import Assumptions, Guard, Shapes
@@ -37,7 +39,11 @@ class Served:
         assumptions = Assumptions()
         numbers = [assumptions.parameter(f"number{k}", number) for k, number in enumerate(call.numbers)]
         traced = trace(
-            lambda tensors, tracer: self.plain(tensors, numbers, tracer), call.tensors, assumptions, self.requires_grad
+            lambda tensors, tracer: self.plain(tensors, numbers, tracer),
+            call.tensors,
+            assumptions,
+            self.requires_grad,
+            call.generators(),
         )
         self.guards = assumptions.guards
         self.number_guards = [guard for guard in self.guards if _reads_numbers(guard)]
@@ -47,7 +53,9 @@ class Served:
         influences, count = iter(traced.gradients), itertools.count()
         # Which result of backward is the gradient of each tensor.
         self.places = [next(count) if need and next(influences) is not None else None for need in self.requires_grad]
+        self.places += [None] * len(traced.drawing.inputs)
         self.names = [value.name for value in traced.inputs]
+        self.drawing, self.before_drawing = traced.drawing, [*self.names, *(value.name for value in traced.constants)]
         self.shapes = shapes_of(traced.outputs)
         self.gradient_shapes = shapes_of(value for value in traced.gradients if value is not None)
         outputs = len(self.shapes)
@@ -124,11 +132,13 @@ class Served:
         given, open_given = self.given
         arguments, keywords = filled(self.template, tensors[:given], numbers[:open_given])
         replaced = self.state.replaced(tensors[given:], numbers[open_given:])
+        drawn = () if tracer is not None else tensors[len(self.requires_grad) :]
         if tracer is not None:
             tracer.lifted.update({key: t for key, t in replaced.around.items() if isinstance(t, Traced)})
         own = (replaced.loss,) if isinstance(self.state.loss, torch.nn.Module) else ()
         device, dtype = self.device.type, self.autocast
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+        autocast = torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
+        with autocast, Redrawn(drawn) if drawn else nullcontext():
             result = self.forward_function(*own, *arguments, **keywords)
         if tracer is not None:
             replaced.check_unchanged()
@@ -136,6 +146,8 @@ class Served:
 
     def run(self, tensors: Sequence[Tensor], numbers: Sequence[float], grad: bool) -> Any:
         """The loss, differentiable where a tensor requires it."""
+        if self.drawing.inputs:
+            tensors = [*tensors, *self.drawing(dict(zip(self.before_drawing, [*tensors, *self.constants])))]
         if grad and self.at_once is not None:
             outputs = _whole(self, numbers, *tensors)
         elif grad and self.lowered.backward is not None:
@@ -176,8 +188,8 @@ class Served:
                 create_graph=create_graph,
                 allow_unused=True,
             )
-        rest = iter(results)
-        return [next(rest) if need else None for need in self.requires_grad]
+        rest, needs = iter(results), itertools.zip_longest(self.requires_grad, self.places)
+        return [next(rest) if need else None for need, _ in needs]
 
 
 class Whole(torch.autograd.Function):
@@ -213,7 +225,7 @@ class InTurn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         served: Served = ctx.served
-        everything, count = ctx.saved_tensors, len(served.requires_grad)
+        everything, count = ctx.saved_tensors, len(served.places)
         tensors, saved = everything[:count], everything[count:]
         if _is_plain(grad_outputs):
             return None, None, *served.plain_gradients(tensors, ctx.numbers, grad_outputs, torch.is_grad_enabled())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import pickle
-import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from .draws import Drawing, Draws, Untouched
 from .extents import Extent, extent_of, is_counted, number_of
 from .externs import LEFT_TO_TORCH, results
 from .ir import Size
@@ -29,7 +27,7 @@ from .operators import ORDERED
 from .piecewise import Outline
 from .refusals import CannotFuse, on_reading, refused
 from .sizes import LARGEST, Assumptions
-from .values import Complex, External, ExternalCall, Input, Scalar, Value
+from .values import Complex, Drawn, External, ExternalCall, Input, Scalar, Value
 
 aten = torch.ops.aten
 # Operators of Python in which a size or a hyper-parameter may stand beside a tensor.
@@ -116,7 +114,7 @@ class Traced(Tensor):
     def write(self, value: Value) -> None:
         """What an in-place operator does, on a view to its base."""
         if self.base is None:
-            if isinstance(self._value, Input):
+            if isinstance(self._value, Input) and not isinstance(self._value, Drawn):
                 raise CannotFuse("writes into an argument or a buffer of the loss")
             self._value = value
         elif self.put is None:
@@ -143,15 +141,18 @@ class Trace:
     """What a loss computes of its inputs, and what its gradient computes of them and of the outputs' gradients."""
 
     inputs: tuple[Input, ...]
+    drawing: Drawing  # what it draws first
     constants: dict[Input, Tensor]  # small tensors that the loss makes of numbers
     outputs: tuple[Value, ...]
     structure: Any  # of the outputs, for pytree
     cotangents: tuple[Input | None, ...]  # the outputs' gradients, of those that have one
     gradients: tuple[Value | None, ...]  # one for each input that requires it, None where it has no influence
     assumptions: Assumptions
+    checks: Sequence[ExternalCall]  # operators that only raise where something is wrong
+    checks_of_gradient: Sequence[ExternalCall]
 
     def without_gradients(self) -> Trace:
-        return replace(self, cotangents=(None,) * len(self.cotangents), gradients=())
+        return replace(self, cotangents=(None,) * len(self.cotangents), gradients=(), checks_of_gradient=())
 
 
 class Tracer(TorchDispatchMode):
@@ -161,13 +162,15 @@ class Tracer(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # no compiler ever sees a trace, and marking it so would import the compiler: 1.5 s
 
-    def __init__(self, device: torch.device, assumptions: Assumptions):
+    def __init__(self, device: torch.device, assumptions: Assumptions, generators: Sequence[torch.Generator]):
         super().__init__()
         self.device, self.assumptions = device, assumptions
+        self.draws = Draws(self, generators)
         self.lifted: dict[int, Traced] = {}  # by the id of the real tensor they stand for
         self.constants: dict[Input, Tensor] = {}
         self.masks = Masks()
         self.outline = Outline()
+        self.checks: dict[bool, list[ExternalCall]] = {False: [], True: []}  # by whether they are of the gradient
         self.in_gradient, self.depth = False, 0  # how many operators are taken apart
 
         from .table import COMPLEX_OPERATORS, OPERATORS
@@ -182,7 +185,7 @@ class Tracer(TorchDispatchMode):
         if name == "size":
             raise self.refusal("it calls an operator that wants sizes as fixed numbers, which are open here")
         if is_random:
-            raise self.refusal(f"{name} is random, and a fused gradient computes its loss a second time")
+            return self.draws.draw(func, name, args, kwargs)
         if is_mutable:
             return self._in_place(func, name, args, kwargs)
         complex_numbers = _has_complex_numbers([*args, *kwargs.values()])
@@ -329,6 +332,9 @@ class Tracer(TorchDispatchMode):
         except Exception as error:
             raise self.refusal(f"{name} has no shape function for open sizes") from error
         call = ExternalCall(func, self._values(args), self._values(kwargs))
+        if returned is None:
+            self.checks[self.in_gradient].append(call)
+            return None
         outputs, structure = tree_flatten(returned)
         empty = torch.empty(0)  # stands for a result that was not asked for, such as a gradient
         kinds = [empty if output is None else output for output in outputs]
@@ -435,6 +441,7 @@ def trace(
     tensors: Sequence[Tensor],
     assumptions: Assumptions,
     requires_grad: Sequence[bool],
+    generators: Sequence[torch.Generator] = (),
 ) -> Trace:
     """Traces a loss and, where a tensor requires it, its gradient.
 
@@ -443,6 +450,7 @@ def trace(
         tensors: what it is called with at first; only their shapes and dtypes count.
         assumptions: gathers what the trace relies on.
         requires_grad: for each tensor, whether a gradient is wanted.
+        generators: those that the loss may draw from, besides torch's own.
 
     Raises:
         CannotFuse: with the reason.
@@ -452,10 +460,15 @@ def trace(
     device = tensors[0].device
     inputs = _inputs(tensors, assumptions)
     leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
-    tracer = Tracer(device, assumptions)
-    with tracer, Numbers(tracer), torch.set_grad_enabled(any(requires_grad)), _saving_as_it_is():
-        with _NoDraws():
-            result = loss(list(leaves), tracer)
+    tracer = Tracer(device, assumptions, generators)
+    with (
+        Untouched(tracer.draws.generators),
+        tracer,
+        Numbers(tracer),
+        torch.set_grad_enabled(any(requires_grad)),
+        _saving_as_it_is(),
+    ):
+        result = loss(list(leaves), tracer)
         outputs, structure = tree_flatten(result)
         for output in outputs:
             if not isinstance(output, Traced):
@@ -482,29 +495,15 @@ def trace(
                 )
     return Trace(
         inputs,
+        Drawing(tracer.draws.steps, tracer.draws.inputs),
         tracer.constants,
         values,
         structure,
         tuple(cotangents),
         tuple(map(tracer.value, gradients)),
         assumptions,
+        *(tracer.checks[of_gradient] for of_gradient in (False, True)),
     )
-
-
-class _NoDraws:
-    """Refuses what draws random numbers in Python, and takes the draws back: the plain loss is to make them."""
-
-    def __enter__(self) -> None:
-        modules = (random, sys.modules["numpy"].random) if "numpy" in sys.modules else (random,)
-        self._setters = [getattr(module, "setstate", None) or module.set_state for module in modules]
-        self._getters = [getattr(module, "getstate", None) or module.get_state for module in modules]
-        self._states = [get() for get in self._getters]
-
-    def __exit__(self, *exception: Any) -> None:
-        if pickle.dumps(self._states) != pickle.dumps([get() for get in self._getters]):
-            for set_state, state in zip(self._setters, self._states):
-                set_state(state)
-            raise CannotFuse("it draws random numbers in Python, which would be the same in every call")
 
 
 def _saving_as_it_is() -> Any:

@@ -224,6 +224,10 @@ class Input(Value):
         return lowering.load(lowering.buffer(self).name, self.dtype, [p for each in positions for p in each])
 
 
+class Drawn(Input):
+    """Random numbers, which only the loss has: it may write over them."""
+
+
 class Iota(Value):
     """start + step * i."""
 

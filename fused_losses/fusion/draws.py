@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .extents import Extent, is_counted, size_of
 from .ir import Buffer, Extern, Read, Size
 from .refusals import CannotFuse
-from .runtime import Operator
 from .values import Drawn, Input
 
 aten = torch.ops.aten
@@ -50,7 +49,7 @@ class Draws:
         drawn = self._drawn(func, name, args, kwargs)
         if name == "native_dropout":
             with self.tracer.within():
-                return _dropped_out(*args[:2], drawn), drawn
+                return _dropped_out(args[0], args[1], drawn), drawn
         if func._schema.is_mutable:
             args[0].write(drawn.value)
         return args[0] if func._schema.is_mutable else drawn
@@ -142,21 +141,6 @@ def _dropped_out(x: Any, p: float, mask: Any) -> Any:
     return x * mask * (0.0 if p == 1 else 1 / (1 - p))
 
 
-class Drawing:
-    """What draws the numbers of a trace, for each call."""
-
-    def __init__(self, steps: Sequence[Extern], inputs: Sequence[Drawn]):
-        self.inputs = tuple(inputs)
-        self._operators = [Operator(step) for step in steps]
-
-    def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """What is drawn, of the tensors that are there before."""
-        made = dict(tensors)
-        for operator in self._operators:
-            operator(made, ())
-        return [made[value.name] for value in self.inputs]
-
-
 class Redrawn(TorchDispatchMode):
     """Gives a loss the numbers that were drawn for it before."""
 
@@ -174,7 +158,7 @@ class Redrawn(TorchDispatchMode):
                 return _normal(*args, **kwargs)
         drawn = next(self._left)
         if func is aten.native_dropout.default:
-            return _dropped_out(*args[:2], drawn), drawn
+            return _dropped_out(args[0], args[1], drawn), drawn
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn.clone()
 
 

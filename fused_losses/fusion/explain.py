@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from .built import Built
 from .cpp import text_of as cpp_text
 from .ir import Expression, Extern, Program, Size, Stage
-from .lowering import shapes_of
 from .programs import Programs, Refusal
 from .schedule import Kernel
 from .served import Served
@@ -107,7 +106,7 @@ def _shapes(programs: Programs, last: Served) -> Shapes:
     given = [shape for _, shape in programs.last_key[-len(last.names) :]]
     names = [buffer.name for buffer in _ran(programs, last)[0].program.inputs]
     shapes = dict(zip(names, given))
-    drawn = [[evaluate(size, shapes, {}) for size in shape] for shape in shapes_of(last.drawing.inputs)]
+    drawn = [[evaluate(size, shapes, {}) for size in shape] for shape in last.drawn_shapes]
     return dict(zip(names, [*given, *drawn, *(constant.shape for constant in last.constants)]))
 
 

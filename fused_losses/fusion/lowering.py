@@ -454,6 +454,14 @@ def lower(trace: Trace) -> Lowered:
     )
 
 
+def lower_draws(trace: Trace) -> Program | None:
+    """Inputs → random numbers."""
+    if not trace.drawn:
+        return None
+    inputs = tuple([_buffer(value) for value in (*trace.inputs, *trace.constants)])
+    return Program(inputs, (), trace.draws, tuple([value.name for value in trace.drawn]))
+
+
 def lower_at_once(trace: Trace) -> Program | None:
     """Inputs → outputs, then gradients of inputs for a loss whose own gradient is 1, of which others are multiples.
 
@@ -478,7 +486,7 @@ def _check(lowering: Lowering, checks: Iterable[ExternalCall]) -> None:
 
 
 def _inputs(trace: Trace) -> dict[Value, Buffer]:
-    return {value: _buffer(value) for value in (*trace.inputs, *trace.drawing.inputs, *trace.constants)}
+    return {value: _buffer(value) for value in (*trace.inputs, *trace.drawn, *trace.constants)}
 
 
 def _is_kept(value: Value) -> bool:

@@ -7,43 +7,40 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch._C._functorch import is_legacy_batchedtensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from . import runtime
 from .built import Built
-from .calls import Call, filled
-from .draws import Redrawn
+from .calls import Call
 from .ir import Expression
-from .lowering import Lowered, lower, lower_at_once, shapes_of
+from .lowering import Lowered, lower, lower_at_once, lower_draws, shapes_of
+from .plain import Plain
 from .sizes import Assumptions, Guard, Shapes
-from .tracing import Traced, trace
+from .tracing import trace
 
 
 class Served:
     """The programs of a pattern, and the plain loss with every tensor and number given."""
 
     def __init__(self, call: Call, forward: Callable[..., Any]):
-        self.forward_function, self.state = forward, call.state
-        self.template = call.template()
-        self.given = call.given
+        self.state, self.plain = call.state, Plain(call, forward)
         self.device = call.tensors[0].device
-        self.autocast = call.fixed[-1]
         self.requires_grad = tuple(call.requires_grad)
         assumptions = Assumptions()
         numbers = [assumptions.parameter(f"number{k}", number) for k, number in enumerate(call.numbers)]
         traced = trace(
-            lambda tensors, tracer: self.plain(tensors, numbers, tracer),
+            lambda tensors, tracer: self.plain.traced(tensors, numbers, tracer),
             call.tensors,
             assumptions,
             self.requires_grad,
             call.generators(),
+            self.plain.may_write,
         )
         self.guards = assumptions.guards
         self.number_guards = [guard for guard in self.guards if _reads_numbers(guard)]
@@ -53,13 +50,18 @@ class Served:
         influences, count = iter(traced.gradients), itertools.count()
         # Which result of backward is the gradient of each tensor.
         self.places = [next(count) if need and next(influences) is not None else None for need in self.requires_grad]
-        self.places += [None] * len(traced.drawing.inputs)
+        self.places += [None] * len(traced.drawn)
         self.names = [value.name for value in traced.inputs]
-        self.drawing, self.before_drawing = traced.drawing, [*self.names, *(value.name for value in traced.constants)]
+        drawing = lower_draws(traced)
+        self.drawing = drawing and Built(drawing, self.device, [])
+        self.drawn_shapes = shapes_of(traced.drawn)
         self.shapes = shapes_of(traced.outputs)
         self.gradient_shapes = shapes_of(value for value in traced.gradients if value is not None)
-        outputs = len(self.shapes)
-        self.single = outputs == 1 and isinstance(tree_unflatten([0], self.structure), int)
+        keeps = self.plain.kept
+        self.single = len(self.shapes) == 1 and not keeps and tree_unflatten([0], self.structure) == (0, [])
+        # What is changed in this call, and what would tie the loss to a graph that it has no part in.
+        self.apart = dict.fromkeys(self.plain.written, Tensor.clone)
+        self.apart |= {k: Tensor.detach for k, need in enumerate(self.requires_grad) if need and self.places[k] is None}
         self.at_once = lower_at_once(traced) if runtime.reads_numbers(self.device) else None
         self._trace = traced if self.at_once is None else traced.without_gradients()
 
@@ -127,27 +129,13 @@ class Served:
     def _parameters(self, numbers: Sequence[float]) -> dict[str, float]:
         return {f"number{k}": number for k, number in enumerate(numbers)}
 
-    def plain(self, tensors: Sequence[Any], numbers: Sequence[Any], tracer: Any = None) -> Any:
-        """The plain loss as it was in the call that was traced, of given tensors and numbers."""
-        given, open_given = self.given
-        arguments, keywords = filled(self.template, tensors[:given], numbers[:open_given])
-        replaced = self.state.replaced(tensors[given:], numbers[open_given:])
-        drawn = () if tracer is not None else tensors[len(self.requires_grad) :]
-        if tracer is not None:
-            tracer.lifted.update({key: t for key, t in replaced.around.items() if isinstance(t, Traced)})
-        own = (replaced.loss,) if isinstance(self.state.loss, torch.nn.Module) else ()
-        device, dtype = self.device.type, self.autocast
-        autocast = torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
-        with autocast, Redrawn(drawn) if drawn else nullcontext():
-            result = self.forward_function(*own, *arguments, **keywords)
-        if tracer is not None:
-            replaced.check_unchanged()
-        return result
-
     def run(self, tensors: Sequence[Tensor], numbers: Sequence[float], grad: bool) -> Any:
         """The loss, differentiable where a tensor requires it."""
-        if self.drawing.inputs:
-            tensors = [*tensors, *self.drawing(dict(zip(self.before_drawing, [*tensors, *self.constants])))]
+        given = tensors
+        if self.apart:
+            tensors = [self.apart[k](tensor) if k in self.apart else tensor for k, tensor in enumerate(tensors)]
+        if self.drawing is not None:
+            tensors = [*tensors, *self.drawing([*tensors, *self.constants], ())]
         if grad and self.at_once is not None:
             outputs = _whole(self, numbers, *tensors)
         elif grad and self.lowered.backward is not None:
@@ -156,7 +144,9 @@ class Served:
             outputs = self.values(self.forward, tensors, numbers)[0]
         if self.single:
             return outputs[0]
-        return tree_unflatten(list(outputs), self.structure)
+        for kept in self.plain.kept:
+            kept.keep(given, outputs[kept.output])
+        return tree_unflatten(list(outputs), self.structure)[0]
 
     def values(
         self, built: Built, tensors: Sequence[Tensor], numbers: Sequence[float]
@@ -178,8 +168,8 @@ class Served:
     ) -> list[Tensor | None]:
         """Gradients through the plain loss, which can be differentiated and mapped over."""
         with torch.enable_grad():
-            outputs = tree_flatten(self.plain(tensors, numbers))[0]
-            wanted = [tensor for tensor, need in zip(tensors, self.requires_grad) if need]
+            outputs = self.plain.outputs(tensors, numbers)
+            wanted = [tensor for tensor, place in zip(tensors, self.places) if place is not None]
             pairs = [(out, grad) for out, grad in zip(outputs, grad_outputs) if out.requires_grad]
             results = torch.autograd.grad(
                 [out for out, _ in pairs],
@@ -188,8 +178,8 @@ class Served:
                 create_graph=create_graph,
                 allow_unused=True,
             )
-        rest, needs = iter(results), itertools.zip_longest(self.requires_grad, self.places)
-        return [next(rest) if need else None for need, _ in needs]
+        rest = iter(results)
+        return [None if place is None else next(rest) for place in self.places]
 
 
 class Whole(torch.autograd.Function):

@@ -76,28 +76,48 @@ class State:
             else:
                 fixed.append(frozen(value))
 
-    def replaced(self, tensors: Sequence[Any], numbers: Sequence[Any]) -> Replaced:
-        """A copy of the loss that reads given tensors and numbers in the place of its own."""
-        return Replaced(self, tensors, numbers)
+    def held(self) -> list[Any]:
+        """What the slots hold now; of tensors, that they are."""
+        return [Tensor if isinstance(value, Tensor) else value for value in (slot.read() for slot in self.slots)]
+
+    def is_own(self, held: Sequence[Any]) -> list[bool]:
+        """For each tensor that is held, whether it is a buffer or another attribute, but no parameter."""
+        tensors = [slot for slot, value in zip(self.slots, held) if value is Tensor]
+        return [slot.module is not None and slot.container is not vars(slot.module)["_parameters"] for slot in tensors]
+
+
+class Attribute(NamedTuple):
+    """An attribute of a module of a loss, which stands in the module's own dictionary or in one that is held there."""
+
+    module: nn.Module
+    dictionary: str
+    name: str
+
+    def assign(self, value: Any) -> None:
+        self._all_of(self.module)[self.name] = value
+
+    def of(self, module: nn.Module) -> Any:
+        """The same of a copy of the module."""
+        return self._all_of(module)[self.name]
+
+    def _all_of(self, module: nn.Module) -> dict[str, Any]:
+        return vars(module)[self.dictionary] if self.dictionary else vars(module)
 
 
 class Replaced:
-    """Copies of the modules of a loss, in whose dictionaries stands what was given."""
+    """Copies of the modules of a loss, in whose dictionaries stands what was given, or else what was held."""
 
-    def __init__(self, state: State, tensors: Sequence[Any], numbers: Sequence[Any]):
+    def __init__(self, state: State, held: Sequence[Any], tensors: Sequence[Any], numbers: Sequence[Any]):
         self.copies = {module: _copied(module) for module in state.modules}
         self.around: dict[int, Any] = {}  # what stands for a tensor that no copy can hold, by the tensor's id
         rest, numbers_left = iter(tensors), iter(numbers)
-        for slot in state.slots:
-            value = slot.read()
-            if isinstance(value, Tensor):
-                given = next(rest)
-                if slot.module is None:
-                    self.around[id(value)] = given
-                else:
-                    self._dictionary(slot)[slot.name] = given
-            elif slot.module is not None and type(value) is float and state.open_numbers:
-                self._dictionary(slot)[slot.name] = next(numbers_left)
+        for slot, value in zip(state.slots, held, strict=True):
+            if value is Tensor and slot.module is None:
+                self.around[id(slot.read())] = next(rest)
+            elif slot.module is not None:
+                is_open = type(value) is float and state.open_numbers
+                given = next(rest) if value is Tensor else next(numbers_left) if is_open else _shallow_of(value)
+                self._dictionary(slot)[slot.name] = given
         for module, copy in self.copies.items():
             copy._modules = {name: self.copies.get(child, child) for name, child in module._modules.items()}  # type: ignore[arg-type]
         self.before = {copy: _shallow(vars(copy)) for copy in self.copies.values()}
@@ -110,23 +130,20 @@ class Replaced:
                 return vars(copy)[name]
         return vars(copy)
 
-    def check_unchanged(self) -> None:
-        """
-        Raises:
-            CannotFuse: if a call has assigned an attribute.
-        """
-        for copy, before in self.before.items():
-            after = _shallow(vars(copy))
-            for name in before.keys() | after.keys():
-                old, new = before.get(name), after.get(name)
-                if _identical(old, new):
-                    continue
-                changed = _first_changed(old or {}, new or {}) if name in _HELD else name
-                raise CannotFuse(f"it changes its attribute {changed} while it runs; do that outside forward")
+    def assigned(self) -> dict[Attribute, Any]:
+        """The attributes that a call has assigned, with what they are now: None where one is gone."""
+        found = {}
+        for module, copy in self.copies.items():
+            own_before, own = self.before[copy], vars(copy)
+            held = [(each, own_before[each], own[each]) for each in _HELD]
+            for dictionary, before, after in [("", own_before, own), *held]:
+                for name in {**before, **after}:
+                    if name not in _HELD and not _identical(before.get(name), after.get(name)):
+                        found[Attribute(module, dictionary, name)] = after.get(name)
+        return found
 
-
-def _first_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    return next(name for name in {**old, **new} if old.get(name) is not new.get(name))
+    def read(self, attribute: Attribute) -> Any:
+        return attribute.of(self.copies[attribute.module])
 
 
 def _identical(a: Any, b: Any) -> bool:
@@ -138,7 +155,11 @@ def _identical(a: Any, b: Any) -> bool:
 
 
 def _shallow(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.copy() if isinstance(value, (list, dict, set)) else value for name, value in attributes.items()}
+    return {name: _shallow_of(value) for name, value in attributes.items()}
+
+
+def _shallow_of(value: Any) -> Any:
+    return value.copy() if isinstance(value, (list, dict, set)) else value
 
 
 def _copied(module: nn.Module) -> Any:

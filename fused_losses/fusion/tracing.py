@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .draws import Drawing, Draws, Untouched
+from .draws import Draws, Untouched
 from .extents import Extent, extent_of, is_counted, number_of
 from .externs import LEFT_TO_TORCH, results
-from .ir import Size
+from .ir import Extern, Size
 from .masks import Mask, Masks
 from .operators import ORDERED
 from .piecewise import Outline
@@ -86,6 +86,7 @@ class Traced(Tensor):
     base: Traced | None
     view_of: Callable[[Value], Value]
     put: Callable[[Value, Value], Value] | None
+    may_write: bool  # though it is an input
 
     @staticmethod
     def of(value: Value, device: torch.device, requires_grad: bool = False) -> Traced:
@@ -102,6 +103,7 @@ class Traced(Tensor):
             requires_grad=requires_grad,
         )
         tensor._value, tensor._of, tensor.base, tensor.put = value, None, None, None
+        tensor.may_write = False
         return tensor
 
     @property
@@ -114,8 +116,8 @@ class Traced(Tensor):
     def write(self, value: Value) -> None:
         """What an in-place operator does, on a view to its base."""
         if self.base is None:
-            if isinstance(self._value, Input) and not isinstance(self._value, Drawn):
-                raise CannotFuse("writes into an argument or a buffer of the loss")
+            if isinstance(self._value, Input) and not (self.may_write or isinstance(self._value, Drawn)):
+                raise CannotFuse("writes into an argument of the loss")
             self._value = value
         elif self.put is None:
             raise CannotFuse("writes into a view of a kind that it cannot be written back through")
@@ -141,7 +143,8 @@ class Trace:
     """What a loss computes of its inputs, and what its gradient computes of them and of the outputs' gradients."""
 
     inputs: tuple[Input, ...]
-    drawing: Drawing  # what it draws first
+    draws: tuple[Extern, ...]  # what is to draw its random numbers first
+    drawn: tuple[Drawn, ...]
     constants: dict[Input, Tensor]  # small tensors that the loss makes of numbers
     outputs: tuple[Value, ...]
     structure: Any  # of the outputs, for pytree
@@ -442,6 +445,7 @@ def trace(
     assumptions: Assumptions,
     requires_grad: Sequence[bool],
     generators: Sequence[torch.Generator] = (),
+    may_write: Sequence[bool] = (),
 ) -> Trace:
     """Traces a loss and, where a tensor requires it, its gradient.
 
@@ -451,6 +455,7 @@ def trace(
         assumptions: gathers what the trace relies on.
         requires_grad: for each tensor, whether a gradient is wanted.
         generators: those that the loss may draw from, besides torch's own.
+        may_write: for each tensor, whether the loss may write it; as a default none.
 
     Raises:
         CannotFuse: with the reason.
@@ -460,6 +465,8 @@ def trace(
     device = tensors[0].device
     inputs = _inputs(tensors, assumptions)
     leaves = [Traced.of(value, device, need) for value, need in zip(inputs, requires_grad)]
+    for leaf, may in zip(leaves, may_write):
+        leaf.may_write = may
     tracer = Tracer(device, assumptions, generators)
     with (
         Untouched(tracer.draws.generators),
@@ -495,7 +502,8 @@ def trace(
                 )
     return Trace(
         inputs,
-        Drawing(tracer.draws.steps, tracer.draws.inputs),
+        tuple(tracer.draws.steps),
+        tuple(tracer.draws.inputs),
         tracer.constants,
         values,
         structure,

@@ -374,22 +374,6 @@ def test_a_loss_with_side_effects_runs_as_it_is():
     assert loss.calls == before + 1
 
 
-def test_a_buffer_that_is_assigned_is_named():
-    class Centred(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("center", torch.zeros(()))
-
-        def forward(self, x):
-            self.center = 0.9 * self.center + 0.1 * x.detach().mean()
-            return (x - self.center).square().sum()
-
-    loss = fuse(Centred())
-    with pytest.warns(UserWarning, match="changes its attribute center while it runs"):
-        loss(torch.ones(3))
-    assert loss.center == 0.1
-
-
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
 def test_random_numbers_of_python(draw):
     loss = fuse(lambda x: x.sum() * draw())

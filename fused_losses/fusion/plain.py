@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .calls import Call, filled
 from .draws import Redrawn
@@ -18,16 +18,18 @@ from .tracing import Traced, Tracer
 
 
 class Kept(NamedTuple):
-    """A tensor that a loss keeps for later calls: where, and which output it is."""
+    """What a loss keeps for later calls: where, and of which outputs it is made."""
 
     where: Attribute | int  # an attribute that is assigned, or which of the call's tensors is written
-    output: int
+    structure: Any
+    outputs: list[int]
 
-    def keep(self, tensors: Sequence[Tensor], output: Tensor) -> None:
+    def keep(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        value = tree_unflatten([outputs[k] for k in self.outputs], self.structure)
         if isinstance(self.where, Attribute):
-            self.where.assign(output)
+            self.where.assign(value)
         else:
-            tensors[self.where].copy_(output)
+            tensors[self.where].copy_(value)
 
 
 class Plain:
@@ -56,17 +58,14 @@ class Plain:
         """The result, and what the loss keeps besides."""
         inputs = [tensor.value for tensor in tensors]
         replaced, result = self._called(tensors, numbers, tracer)
-        assigned = replaced.assigned()
-        for where, value in assigned.items():
-            if not isinstance(value, Traced) or where.dictionary not in ("", "_buffers"):
-                raise CannotFuse(f"it changes its attribute {where.name} while it runs; do that outside forward")
         written = {k: tensor for k, tensor in enumerate(tensors) if tensor.value is not inputs[k]}
         outputs = tree_leaves(result)
         count = len(outputs)
-        for where, value in {**assigned, **written}.items():
-            place = next((k for k, output in enumerate(outputs) if output is value), len(outputs))
-            self.kept.append(Kept(where, place))
-            outputs += [value] * (place == len(outputs))
+        for where, value in {**replaced.assigned(), **written}.items():
+            leaves, structure = tree_flatten(value)
+            if isinstance(where, Attribute) and not (where.may_change and all(isinstance(x, Traced) for x in leaves)):
+                raise CannotFuse(f"it changes its attribute {where}; keep it in a buffer, or change it outside forward")
+            self.kept.append(Kept(where, structure, [_place(leaf, outputs) for leaf in leaves]))
         return result, outputs[count:]
 
     def outputs(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> list[Any]:
@@ -76,8 +75,9 @@ class Plain:
         with Redrawn(drawn) if drawn else nullcontext():
             replaced, result = self._called(tensors, numbers)
         outputs = dict(enumerate(tree_leaves(result)))
-        for where, place in self.kept:
-            outputs[place] = replaced.read(where) if isinstance(where, Attribute) else tensors[where]
+        for where, _, places in self.kept:
+            value = replaced.read(where) if isinstance(where, Attribute) else tensors[where]
+            outputs |= zip(places, tree_leaves(value))
         return [outputs[place] for place in range(len(outputs))]
 
     def _called(self, tensors: Sequence[Any], numbers: Sequence[Any], tracer: Tracer | None = None) -> Any:
@@ -90,3 +90,11 @@ class Plain:
         dtype = self._autocast
         with torch.autocast(self._device, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             return replaced, self._forward(*own, *arguments, **keywords)
+
+
+def _place(tensor: Any, outputs: list[Any]) -> int:
+    """Where a tensor is among the outputs; it is added where it is new."""
+    place = next((k for k, output in enumerate(outputs) if output is tensor), len(outputs))
+    if place == len(outputs):
+        outputs.append(tensor)
+    return place

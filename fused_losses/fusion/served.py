@@ -145,7 +145,7 @@ class Served:
         if self.single:
             return outputs[0]
         for kept in self.plain.kept:
-            kept.keep(given, outputs[kept.output])
+            kept.keep(given, outputs)
         return tree_unflatten(list(outputs), self.structure)[0]
 
     def values(

@@ -87,11 +87,18 @@ class State:
 
 
 class Attribute(NamedTuple):
-    """An attribute of a module of a loss, which stands in the module's own dictionary or in one that is held there."""
+    """An attribute of a module of a loss, or an item of a dictionary that is one: buffers are."""
 
     module: nn.Module
     dictionary: str
     name: str
+
+    def __str__(self) -> str:
+        return self.name if self.dictionary in _INTERNAL or not self.dictionary else self.dictionary
+
+    @property
+    def may_change(self) -> bool:
+        return self.dictionary == "_buffers" or not {self.dictionary, self.name} & _INTERNAL
 
     def assign(self, value: Any) -> None:
         self._all_of(self.module)[self.name] = value
@@ -120,7 +127,15 @@ class Replaced:
                 self._dictionary(slot)[slot.name] = given
         for module, copy in self.copies.items():
             copy._modules = {name: self.copies.get(child, child) for name, child in module._modules.items()}  # type: ignore[arg-type]
-        self.before = {copy: _shallow(vars(copy)) for copy in self.copies.values()}
+        # Each dictionary that a call may change, and what stands in it before.
+        self._before = [
+            (Attribute(module, name, ""), dictionary, _shallow(dictionary))
+            for module, copy in self.copies.items()
+            for name, dictionary in {"": vars(copy), **vars(copy)}.items()
+            if isinstance(dictionary, dict)
+        ]
+        everything = [value for _, dictionary, _ in self._before for value in dictionary.values()]
+        self._growing = {id(value): value for value in everything if isinstance(value, (list, set))}
         self.loss = self.copies.get(state.loss, state.loss)
 
     def _dictionary(self, slot: Slot) -> dict[str, Any]:
@@ -131,15 +146,13 @@ class Replaced:
         return vars(copy)
 
     def assigned(self) -> dict[Attribute, Any]:
-        """The attributes that a call has assigned, with what they are now: None where one is gone."""
-        found = {}
-        for module, copy in self.copies.items():
-            own_before, own = self.before[copy], vars(copy)
-            held = [(each, own_before[each], own[each]) for each in _HELD]
-            for dictionary, before, after in [("", own_before, own), *held]:
-                for name in {**before, **after}:
-                    if name not in _HELD and not _identical(before.get(name), after.get(name)):
-                        found[Attribute(module, dictionary, name)] = after.get(name)
+        """The attributes that a call has assigned, with what they are now: None where one is gone, or grows."""
+        found, looked_at = {}, {id(dictionary) for _, dictionary, _ in self._before}
+        for place, after, before in self._before:
+            for name in {**before, **after}:
+                new = after.get(name)
+                if id(new) not in looked_at and not _identical(before.get(name), new):
+                    found[place._replace(name=name)] = None if id(new) in self._growing else new
         return found
 
     def read(self, attribute: Attribute) -> Any:
@@ -258,7 +271,7 @@ def frozen(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return (kind, *((key, frozen(item, depth + 1)) for key, item in value.items()))
     if isinstance(value, Tensor):
-        return id(value)  # a trace that reads it is refused
+        return Tensor  # a trace that reads it is refused
     if kind in (types.FunctionType, types.BuiltinFunctionType, types.MethodType):
         return value
     if isinstance(value, nn.Module):

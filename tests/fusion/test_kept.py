@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from fused_losses import fuse
 
@@ -85,7 +86,21 @@ class Reported(nn.Module):
         return self.total
 
 
-LOSSES = [Dino, InPlace, OfClasses, Normalized, Reported]
+class Logged(nn.Module):
+    """Its parts in dictionaries: one that is made anew, and one that others hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.log = {"calls": 0}
+
+    def forward(self, x, t):
+        near, far = F.l1_loss(x, t), F.mse_loss(x, t)
+        self.parts = {"near": near.detach(), "all": [far.detach(), x.detach().amax(0)]}
+        self.log["far"] = far.detach()
+        return near + far
+
+
+LOSSES = [Dino, InPlace, OfClasses, Normalized, Reported, Logged]
 
 
 def pair(device, rows=7, seed=0):
@@ -96,9 +111,9 @@ def pair(device, rows=7, seed=0):
 
 def kept_by(loss):
     """Every tensor that a loss holds, by name."""
-    of_modules = {f"{m}.{name}": value for m, module in loss.named_modules() for name, value in vars(module).items()}
-    attributes = {name: value.detach() for name, value in of_modules.items() if isinstance(value, torch.Tensor)}
-    return {**attributes, **loss.state_dict()}
+    own = [*vars(nn.Module()), "_fusion"]
+    attributes = {name: value for name, value in vars(loss).items() if name not in own}
+    return {**tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, attributes), **loss.state_dict()}
 
 
 def step(loss, x, t):
@@ -133,6 +148,14 @@ def test_backward_keeps_nothing(kind):
         twice = [torch.autograd.grad(g.square().sum() + x.sum(), x, retain_graph=True) for g in doubly]
         results.append((value, once, again, twice, kept_by(each)))
     torch.testing.assert_close(*results)
+
+
+def test_a_dictionary_stays_the_one_that_others_hold():
+    loss = fuse(Logged(), strict=True)
+    for seed in range(4):
+        loss(*pair("cpu", seed=seed))
+        assert loss.held is loss.log and loss.log["far"] is loss.held["far"]
+    assert sum(map(len, loss._fusion._patterns.values())) == 2  # before there were parts, and since
 
 
 def test_what_was_kept_with_its_graph_ties_no_call_to_the_last():

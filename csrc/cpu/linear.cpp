@@ -11,33 +11,54 @@ namespace {
 template <class A>
 using Block = typename LogitRows<A>::Block;
 
+// What is known of a row, of the blocks that were read: sums are rescaled whenever one has a larger maximum.
+template <class A>
+struct RowSums {
+  A maximum = -std::numeric_limits<A>::infinity();
+  double exp = 0, moment = 0, gap = 0, factors = 0;
+  int64_t of_maximum = 0;  // the first class of its block
+
+  void raise(A larger, int64_t block) {
+    const double step = static_cast<double>(larger) - static_cast<double>(maximum);
+    const bool is_first = maximum == -std::numeric_limits<A>::infinity();
+    const double shrink = is_first ? 0.0 : std::exp(-step);
+    moment = is_first ? 0.0 : (moment + step * exp) * shrink;
+    exp *= shrink;
+    if (factors != 0) gap += step * factors;
+    maximum = larger, of_maximum = block;
+  }
+  void add(const SoftmaxFunctions<A>& f, const A* z, const A* factors_of_block, int64_t n) {
+    const ExpSums sums = f.row_exp_sums(z, reference_of(maximum), n);
+    exp += sums.exp, moment += sums.moment;
+    if (factors_of_block == nullptr) return;
+    gap += f.row_gap(z, factors_of_block, reference_of(maximum), n);
+    factors += f.row_sum(factors_of_block, n);
+  }
+};
+
 template <class A>
 void statistics_of(const RowsCall& call, A* statistics, int64_t* prediction) {
   const LogitRows<A> logits(call.logits, call.softcap, call.temperature);
   const auto& f = softmax_functions<A>();
-  const int64_t count = call.rows(), classes = call.classes();
+  const int64_t count = call.rows();
   logits.for_each_row([&](int64_t row) {
     thread_local Block<A> scratch;
-    const A maximum = logits.maximum(row, scratch), reference = reference_of(maximum);
-    ExpSums sums{0, 0};
-    double gap = 0;
-    int64_t first = classes;
+    RowSums<A> sums;
     logits.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-      const ExpSums of_block = f.row_exp_sums(z, reference, n);
-      sums.exp += of_block.exp, sums.moment += of_block.moment;
-      if (call.factors) gap += f.row_gap(z, call.factors_as<A>() + c, reference, n);
-      if (first == classes) {
-        const int64_t found = f.row_find(z, maximum, n);
-        if (found < n) first = c + found;
-      }
+      const A maximum = f.row_max(z, n);
+      if (maximum > sums.maximum) sums.raise(maximum, c);
+      sums.add(f, z, call.factors ? call.factors_as<A>() + c : nullptr, n);
     });
     const int64_t label = call.label(row);
-    statistics[kMaximum * count + row] = maximum;
-    statistics[kLogSum * count + row] = log_sum_of(maximum, sums.exp);
+    prediction[row] = logits.find(row, sums.of_maximum, sums.maximum, scratch);
+    // Nothing but NaN, which is no maximum, is told from nothing but -inf where parts of a row are joined.
+    if (std::isnan(sums.exp) && reference_of(sums.maximum) != sums.maximum)
+      sums.maximum = static_cast<A>(sums.exp);
+    statistics[kMaximum * count + row] = sums.maximum;
+    statistics[kLogSum * count + row] = log_sum_of(sums.maximum, sums.exp);
     statistics[kLabelLogit * count + row] = label >= 0 ? logits.logit(row, label) : A(0);
-    statistics[kGap * count + row] = static_cast<A>(gap);
+    statistics[kGap * count + row] = static_cast<A>(sums.gap);
     statistics[kMoment * count + row] = static_cast<A>(sums.moment / sums.exp);
-    prediction[row] = first == classes ? 0 : first;
   });
 }
 
@@ -78,18 +99,19 @@ void gradient_over(const RowsCall& call, Tensor& memory, const A* statistics, co
     const A maximum = statistics[kMaximum * count + row], log_sum = statistics[kLogSum * count + row];
     // Read before blocks are written over.
     const A of_label = label >= 0 ? k.at_label(logits.logit(row, label), maximum, log_sum) : A(0);
-    logits.for_each_block(row, scratch, [&](int64_t c, int64_t n, const A* z) {
-      A* gradient = out.place(start + c, computed);
-      if (k.entropy == A(0)) {
-        f.row_gradient(z, maximum, log_sum, k.excess + k.label, n, gradient);
-      } else {
-        f.row_entropy_gradient(z, maximum, log_sum, k.excess + k.label, k.entropy, n, gradient);
-      }
-      if (label >= c && label < c + n) gradient[label - c] = of_label;
-      if (call.factors) f.subtract(call.factors_as<A>() + c, k.share, n, gradient);
-      logits.chain(z, n, gradient);
-      out.put(gradient, 1, n, start + c);
-    });
+    logits.template for_each_block<LogitRows<A>::kWritten>(
+        row, scratch, [&](int64_t c, int64_t n, const A* z) {
+          A* gradient = out.place(start + c, computed);
+          if (k.entropy == A(0)) {
+            f.row_gradient(z, maximum, log_sum, k.excess + k.label, n, gradient);
+          } else {
+            f.row_entropy_gradient(z, maximum, log_sum, k.excess + k.label, k.entropy, n, gradient);
+          }
+          if (label >= c && label < c + n) gradient[label - c] = of_label;
+          if (call.factors) f.subtract(call.factors_as<A>() + c, k.share, n, gradient);
+          logits.chain(z, n, gradient);
+          out.put(gradient, 1, n, start + c);
+        });
   });
 }
 

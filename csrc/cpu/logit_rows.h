@@ -7,7 +7,8 @@ namespace fused_losses {
 template <class A>
 class LogitRows {
  public:
-  static constexpr int64_t kBlock = SoftmaxProblem<A>::kBlock;
+  // Sums pay for every block; what only writes takes small ones, so that its reads and writes overlap.
+  static constexpr int64_t kBlock = SoftmaxProblem<A>::kBlock, kWritten = 512;
   using Block = A[kBlock];
 
   LogitRows(const Tensor& logits, double softcap, double temperature)
@@ -49,10 +50,10 @@ class LogitRows {
   }
 
   // Calls body(first class, count, logits).
-  template <class Body>
+  template <int64_t kStep = kBlock, class Body>
   void for_each_block(int64_t row, Block& scratch, const Body& body) const {
-    for (int64_t c = 0; c < classes_; c += kBlock) {
-      const int64_t n = std::min(kBlock, classes_ - c);
+    for (int64_t c = 0; c < classes_; c += kStep) {
+      const int64_t n = std::min(kStep, classes_ - c);
       body(c, n, block(row, c, n, scratch));
     }
   }
@@ -67,6 +68,13 @@ class LogitRows {
     for_each_block(row, scratch,
                    [&](int64_t, int64_t n, const A* z) { result = std::max(result, f_.row_max(z, n)); });
     return result;
+  }
+
+  // The first place of a value in the block that starts with class c, or that class.
+  int64_t find(int64_t row, int64_t c, A value, Block& scratch) const {
+    const int64_t n = std::min(kBlock, classes_ - c);
+    const int64_t found = f_.row_find(block(row, c, n, scratch), value, n);
+    return found < n ? c + found : c;
   }
 
   // gradient *= dz / dx

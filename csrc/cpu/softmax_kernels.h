@@ -84,15 +84,18 @@ SplitSum row_exp(A* z, A maximum, int64_t n) {
   });
 }
 
-// Also sums exp(z - maximum) (maximum - z), to which a logit of -inf adds nothing.
+// Also sums exp(z - maximum) (maximum - z), to which a logit of -inf adds nothing: no exponential of less
+// than -800 is above 0, and 0 times infinity would be NaN.
 template <class A>
 ExpSums row_exp_sums(const A* z, A maximum, int64_t n) {
   A tops[kLanes] = {}, rests[kLanes] = {}, moments[kLanes] = {};
   for_each_lanes<kLanes>(z, n, kNoLogit<A>, [&](const A* block) {
     for (int64_t j = 0; j < kLanes; ++j) {
       const A below = maximum - block[j], e = exp_nonpositive(-below);
-      add_exp(block[j], maximum, tops[j], rests[j]);
-      moments[j] += e > A(0) ? e * below : A(0);
+      const A is_top = block[j] == maximum ? A(1) : A(0);
+      tops[j] += is_top;
+      rests[j] += e - is_top;
+      moments[j] += e * (below > A(800) ? A(800) : below);
     }
   });
   return {sum_of_lanes<kLanes>(tops) + sum_of_lanes<kLanes>(rests), sum_of_lanes<kLanes>(moments)};

@@ -38,12 +38,21 @@ class Head(NamedTuple):
     def cast(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Head:
         return cls(weight.to(dtype), None if bias is None else bias.to(dtype))
 
+    def of(self, classes: slice) -> Head:
+        """The part of it that some classes have."""
+        return Head(self.weight[classes], None if self.bias is None else self.bias[classes])
+
+    def logits(self, input: Tensor) -> Tensor:
+        """input @ weight.T + bias  # (n, D) -> (n, V)"""
+        if _linear_without_packing(input):
+            return torch.ops.mkldnn._linear_pointwise(input, *self, "none", [], "")
+        return torch.mm(input, self.weight.t()) if self.bias is None else torch.addmm(self.bias, input, self.weight.t())
+
     def write_logits(self, input: Tensor, out: Tensor) -> None:
-        """out = input @ weight.T + bias  # (n, D) -> (n, V)"""
+        """The same into memory that is there."""
         if _linear_without_packing(input):
             for block in _blocks(len(self.weight), input.shape[0] * input.element_size()):
-                bias = None if self.bias is None else self.bias[block]
-                out[:, block] = torch.ops.mkldnn._linear_pointwise(input, self.weight[block], bias, "none", [], "")
+                out[:, block] = self.of(block).logits(input)
         elif self.bias is None:
             torch.mm(input, self.weight.t(), out=out)
         else:
@@ -104,33 +113,11 @@ class HeadGradients:
         if self.needs.input:
             self.input[rows] = self.head.input_gradient(logits_gradient).to(self.input.dtype)
         if self.needs.weight:
-            self._add_to_weight(input, logits_gradient)
+            add_product(self.weight, logits_gradient, input, self.fresh)
         if self.needs.bias:
             of_chunk = logits_gradient.sum(0, dtype=self.bias.dtype)
             self.bias.copy_(of_chunk) if self.fresh else self.bias.add_(of_chunk)
         self.fresh = False
-
-    def _add_to_weight(self, input: Tensor, logits_gradient: Tensor) -> None:
-        beta = 0.0 if self.fresh else 1.0
-        if self.weight.dtype == input.dtype:
-            torch.addmm(self.weight, logits_gradient.t(), input, beta=beta, out=self.weight)
-        elif input.is_cuda and _adds_wide_products(input.dtype, input.device):
-            wide, product = self.weight.dtype, logits_gradient.t()
-            torch.ops.aten.addmm.dtype_out(self.weight, product, input, wide, beta=beta, out=self.weight)
-        elif input.is_cpu and input.dtype is torch.bfloat16 and _multiplies_pairs():
-            torch.ops.fused_losses.add_product_(self.weight, logits_gradient, input.contiguous(), self.fresh)
-        else:
-            self._add_blocks_to_weight(input, logits_gradient)
-
-    def _add_blocks_to_weight(self, input: Tensor, logits_gradient: Tensor) -> None:
-        for block in _blocks(len(self.weight), input.shape[1] * input.element_size()):
-            product = torch.mm(logits_gradient[:, block].t(), input)
-            if self.fresh:
-                self.weight[block] = product
-            elif product.is_cpu:
-                torch.ops.fused_losses.add_(self.weight[block], product)
-            else:
-                self.weight[block] += product
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The sums; what nobody asked for is empty, and without any rows everything is 0."""
@@ -138,6 +125,26 @@ class HeadGradients:
             for tensor in (self.input, self.weight, self.bias):
                 tensor.zero_()
         return self.input, self.weight, self.bias
+
+
+def add_product(total: Tensor, logits_gradient: Tensor, input: Tensor, is_fresh: bool) -> None:
+    """total += logits_gradient.T @ input, or = where it is fresh, in the total's dtype.  # (V, D), (n, V), (n, D)"""
+    beta = 0.0 if is_fresh else 1.0
+    if total.dtype == input.dtype:
+        torch.addmm(total, logits_gradient.t(), input, beta=beta, out=total)
+    elif input.is_cuda and _adds_wide_products(input.dtype, input.device):
+        torch.ops.aten.addmm.dtype_out(total, logits_gradient.t(), input, total.dtype, beta=beta, out=total)
+    elif input.is_cpu and input.dtype is torch.bfloat16 and _multiplies_pairs():
+        torch.ops.fused_losses.add_product_(total, logits_gradient, input.contiguous(), is_fresh)
+    else:
+        for block in _blocks(len(total), input.shape[1] * input.element_size()):
+            product = torch.mm(logits_gradient[:, block].t(), input)
+            if is_fresh:
+                total[block] = product
+            elif product.is_cpu:
+                torch.ops.fused_losses.add_(total[block], product)
+            else:
+                total[block] += product
 
 
 @functools.cache

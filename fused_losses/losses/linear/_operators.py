@@ -15,6 +15,8 @@ from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
 from .._common import is_batched, without_values
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
+from ._statistics import joined
+from ._tiles import TiledGradients, Tiling
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -126,10 +128,19 @@ def linear_log_probs_forward(
     if kernels.head_statistics is not None and dtype is not torch.float64 and len(weight) > 1:
         return kernels.head_statistics(input.to(dtype), *head, labels, softcap, temperature)
     statistics, prediction = _described(input, accumulate_dtype(dtype), True)
-    counted = rows_that_count(labels, ignore_index)
-    for rows, _, logits in logit_chunks(input, head, workspace_mb, counted):
-        of_chunk = kernels.row_statistics(logits, labels[rows], None, softcap, temperature)
-        statistics[:, rows], prediction[rows] = of_chunk
+    counted = _counted(labels, ignore_index)
+    input, labels = input[counted].to(dtype), labels[counted]
+    tiling = Tiling.of(len(input), head, workspace_mb)
+    of_counted = _described(input, statistics.dtype, True)
+    for rows in tiling.rows:
+        parts = [
+            kernels.row_statistics(
+                head.of(classes).logits(input[rows]), labels[rows] - classes.start, None, softcap, temperature
+            )
+            for classes in tiling.classes
+        ]
+        of_counted[0][:, rows], of_counted[1][rows] = joined(parts, [classes.start for classes in tiling.classes])
+    statistics[:, counted], prediction[counted] = of_counted
     return statistics, prediction
 
 
@@ -150,8 +161,6 @@ def linear_log_probs_backward(
 ) -> Gradients:
     """Gradients of the head; the logits are made again."""
     head, kernels = Head.cast(weight, bias, dtype), KERNELS[resolve(input.device.type, dtype, backend)]
-    counted = rows_that_count(labels, ignore_index)
-    gradients = HeadGradients(head, len(input), Needs(*needs), counted)
     of_label, of_log_sum_exp, of_entropy = upstream.to(statistics.dtype)
     entropy = statistics[1] + statistics[4]
     # dz = p (of_log_sum_exp - of_entropy (entropy + log p)) - of_label (p - 1 at the label, else p)
@@ -159,11 +168,26 @@ def linear_log_probs_backward(
     coefficients = torch.stack([excess, -of_label, -of_entropy, torch.zeros_like(excess)])
     coefficients.masked_fill_(labels == ignore_index, 0.0)
     coefficients[1].masked_fill_(((labels < 0) | (labels >= len(weight))) & (labels != ignore_index), float("nan"))
-    for rows, part, logits in logit_chunks(input, head, workspace_mb, counted):
-        of_rows = (tensor[:, rows].contiguous() for tensor in (statistics, coefficients))
-        kernels.row_gradient_(logits, labels[rows], *of_rows, None, softcap, temperature)
-        gradients.add(rows, part, logits)
-    return gradients.tensors()
+    counted, every = _counted(labels, ignore_index), len(input)
+    input, labels = input[counted].to(dtype), labels[counted]
+    tiling = Tiling.of(len(input), head, workspace_mb)
+    tables = [[table[:, counted][:, rows].contiguous() for table in (statistics, coefficients)] for rows in tiling.rows]
+    gradients = TiledGradients(head, len(input), Needs(*needs), tiling)
+    for classes in tiling.classes:
+        for rows, of_rows in zip(tiling.rows, tables):
+            logits = head.of(classes).logits(input[rows])
+            kernels.row_gradient_(logits, labels[rows] - classes.start, *of_rows, None, softcap, temperature)
+            gradients.add(rows, classes, input[rows], logits)
+    of_input, of_weight, of_bias = gradients.tensors()
+    if isinstance(counted, Tensor) and needs[0]:
+        of_input = of_input.new_zeros((every, of_input.shape[1])).index_copy_(0, counted, of_input)
+    return of_input, of_weight, of_bias
+
+
+def _counted(labels: Tensor, ignore_index: int) -> Rows:
+    """The rows that products are made of."""
+    counted = rows_that_count(labels, ignore_index)
+    return slice(None) if counted is None else counted
 
 
 def linear_divergence(
@@ -234,6 +258,12 @@ def gradient_shapes(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Se
     )
 
 
+def _log_probs_backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
+    dtype, needs = rest[-3], rest[-1]
+    of_input, of_weight, of_bias = gradient_shapes(input, weight, dtype, needs)
+    return of_input, of_weight.to(dtype), of_bias
+
+
 def _forward_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     shape, dtype, needs, describe = rest[4], rest[-4], rest[-2], rest[-1]
     losses = input.new_empty((input.shape[0], *shape[1:]), dtype=accumulate_dtype(dtype))
@@ -270,7 +300,7 @@ def register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
 register(linear_cross_entropy_forward, _forward_shapes)
 register(linear_cross_entropy_backward, _backward_shapes_with_target)
 register(linear_log_probs_forward, _described_shapes)
-register(linear_log_probs_backward, _backward_shapes)
+register(linear_log_probs_backward, _log_probs_backward_shapes)
 register(linear_divergence, _divergence_shapes)
 
 

@@ -17,7 +17,8 @@ from ...backends.fake import accumulate_dtype
 from ..softmax import DEBUG, Options, check_labels
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
 from ._operators import Gradients, gradient_shapes, register
-from ._shards import Ranks, Totals, merged
+from ._shards import Ranks
+from ._statistics import Totals, merged
 
 STATISTICS, SENT = 5, 4  # of row_statistics, and of those that other ranks need
 

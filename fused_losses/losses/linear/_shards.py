@@ -174,28 +174,3 @@ def _asked(ranks: Ranks, input: Tensor, weight: Tensor, labels: Tensor) -> tuple
                 "vocabulary needs all of a group's rows on each of its ranks, so gather or broadcast them first"
             )
     return tuple(sizes)
-
-
-class Totals(NamedTuple):
-    """What all ranks together know of rows, in fp64."""
-
-    maximum: Tensor
-    log_sum: Tensor
-    below: Tensor  # by how much the label's logit is below the maximum
-    gap: Tensor  # the sum of factor * (maximum - logit) over classes
-
-
-def merged(statistics: Tensor, mass: Tensor) -> Totals:
-    """Totals of ``row_statistics`` of every rank, taken with factors, and of the factors' sums.  # (P, 4, n), (P, 1)
-
-    As in the kernels, maxima are counted apart from the other exponentials, so that these keep their digits.
-    """
-    maxima, log_sums, label_logits, gaps = statistics.double().unbind(1)
-    maximum = maxima.amax(0)
-    # A shard of nothing but -inf adds nothing. Its log-sum is NaN, as is that of NaN, whose gap is NaN, too.
-    nothing = (maxima == float("-inf")) & ~gaps.isnan()
-    top = (maxima == maximum) & ~nothing
-    rest = torch.where(top, log_sums.expm1(), (maxima - maximum + log_sums).exp()).masked_fill(nothing, 0.0)
-    log_sum = (rest.sum(0) + (top.sum(0) - 1)).log1p()
-    raised = (maximum - maxima).masked_fill(mass == 0.0, 0.0) * mass
-    return Totals(maximum, log_sum, maximum - label_logits.sum(0), (gaps + raised).sum(0))

@@ -1,0 +1,83 @@
+"""Logits of some rows and some classes at a time, for what knows the log-sums of rows, or joins them of parts.
+
+On a CPU a tile stays in the caches from its product to those of its gradient, and the gradient of the weight is made
+block by block of classes, rounded once: neither a chunk of logits nor a sum beside the gradient has to be in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...backends.fake import accumulate_dtype
+from ._head import Head, Needs, add_product, chunk_rows, empty
+
+# Of a CPU's tiles: products of fewer are slower, and larger tiles leave the caches.
+MOST_ROWS, MOST_LOGITS = 1024, 2 << 20
+VECTOR = 16  # what rows and classes are multiples of, where there are as many
+
+
+class Tiling(NamedTuple):
+    """Parts of rows and of classes, each of which with each is a tile."""
+
+    rows: Sequence[slice]
+    classes: Sequence[slice]
+
+    @classmethod
+    def of(cls, rows: int, head: Head, workspace_mb: float | None) -> Tiling:
+        """On a GPU, where a tile fits no cache, all classes are one part."""
+        classes = len(head.weight)
+        if not head.weight.is_cpu:
+            return cls(_parts(rows, chunk_rows(rows, head, workspace_mb)), _parts(classes, classes))
+        logits = MOST_LOGITS
+        if workspace_mb is not None:
+            logits = min(logits, int(workspace_mb * 2**20) // head.weight.element_size())
+        most_rows = max(1, min(rows, MOST_ROWS, logits // VECTOR))
+        return cls(_parts(rows, most_rows), _parts(classes, max(VECTOR, logits // most_rows)))
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    """As few as there can be, of about one size."""
+    size = -(-count // max(1, -(-count // most)))
+    if VECTOR <= size < count:
+        size = min(most // VECTOR, -(-size // VECTOR)) * VECTOR
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+
+
+class TiledGradients:
+    """Gradients of a head, gathered over tiles: for one part of the classes after the other, all rows in order."""
+
+    def __init__(self, head: Head, rows: int, needs: Needs, tiling: Tiling):
+        (classes, width), dtype, wide = head.weight.shape, head.weight.dtype, accumulate_dtype(head.weight.dtype)
+        self.head, self.needs, self.tiling = head, needs, tiling
+        of_input = wide if len(tiling.classes) > 1 else dtype
+        self.input = empty(head.weight, (rows, width) if needs.input else (0,), of_input)
+        self.weight = empty(head.weight, (classes, width) if needs.weight else (0,), dtype)
+        self.bias = empty(head.weight, (classes,) if needs.bias else (0,), wide)
+        most_classes = tiling.classes[0].stop if needs.weight and dtype is not wide else 0
+        self.sums = empty(head.weight, (most_classes, width), wide)
+        if not tiling.rows:
+            for tensor in (self.input, self.weight, self.bias):
+                tensor.zero_()
+
+    def add(self, rows: slice, classes: slice, input: Tensor, logits_gradient: Tensor) -> None:
+        """Adds what a tile contributes.  # (n, D), (n, c)"""
+        is_first, is_last = rows.start == 0, rows is self.tiling.rows[-1]
+        if self.needs.input:
+            of_tile = self.head.of(classes).input_gradient(logits_gradient)
+            self.input[rows].copy_(of_tile) if classes.start == 0 else self.input[rows].add_(of_tile)
+        if self.needs.weight:
+            weight = self.weight[classes]
+            total = self.sums[: len(weight)] if len(self.sums) else weight
+            add_product(total, logits_gradient, input, is_first)
+            if is_last and total is not weight:
+                weight.copy_(total)
+        if self.needs.bias:
+            of_tile = logits_gradient.sum(0, dtype=self.bias.dtype)
+            self.bias[classes].copy_(of_tile) if is_first else self.bias[classes].add_(of_tile)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums in the head's dtype, but for the bias; what nobody asked for is empty."""
+        return self.input.to(self.head.weight.dtype), self.weight, self.bias

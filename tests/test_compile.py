@@ -209,7 +209,10 @@ def linear_calls(device, backend):
         (y, [False] * 3, False),
         (shares, [True, False, True], False),
     ):
-        yield "linear_cross_entropy_forward", (x, weight, bias, target, None, row, *numbers, needs, describe)
+        yield (
+            "linear_cross_entropy_forward",
+            (x, weight, bias, target, None, row, *numbers, needs, describe, not any(needs)),
+        )
     stats = torch.rand(2, 6, device=device) + 3
     for target, needs, of_target in ((y, [True, True, False], False), (shares, [False, True, True], True)):
         tensors = row, x, weight, bias, target, torch.rand(5, device=device), None, stats

@@ -1,4 +1,4 @@
-"""Log-probabilities by tiles of rows and classes: what is known of parts is joined to what is known of all."""
+"""Losses by tiles of rows and classes: what is known of parts is joined to what is known of all."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused_losses.functional import linear_log_probs
+from fused_losses.functional import linear_cross_entropy, linear_log_probs
 from fused_losses.losses.linear import _tiles
 from fused_losses.losses.linear._head import Head
 from fused_losses.losses.linear._statistics import joined
@@ -55,7 +55,7 @@ def test_statistics_of_parts_are_joined(cuts, dtype):
     parts = [
         row_statistics(logits[:, a:b].contiguous(), labels - a, None, 0.0, 1.0) for a, b in zip(cuts, ends, strict=True)
     ]
-    statistics, prediction = joined(parts, cuts)
+    statistics, prediction = joined(parts, cuts, torch.zeros(len(cuts), dtype=torch.float64))
     exact = logits.double()
     log_p = exact.log_softmax(1)
     maximum, _, label_logit, _, _ = statistics
@@ -73,31 +73,71 @@ def test_statistics_of_parts_are_joined(cuts, dtype):
     assert prediction[usual].tolist() == exact[usual].argmax(1).tolist()
 
 
+def drawn(ignored):
+    """Hidden states, a head and its bias; labels, of which some are ignored; upstream gradients of three values."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((80, 8), (100, 8), (100,))]
+    labels, upstream = torch.randint(100, (80,), generator=generator), torch.randn(3, 80, generator=generator)
+    labels[torch.randperm(80, generator=generator)[:ignored]] = -100
+    return [leaf.requires_grad_() for leaf in leaves], labels, upstream.double()
+
+
+def tokens_of(hidden, head, labels, **options):
+    return torch.stack(tuple(linear_log_probs(hidden, head, labels, **options)))
+
+
+def recomputed(hidden, head, labels, **options):
+    return linear_cross_entropy(hidden, head, labels, recompute=True, label_smoothing=0.1, z_loss=1e-3, **options)
+
+
+@pytest.mark.parametrize("loss", [tokens_of, recomputed])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neither_logits_nor_a_sum_beside_the_gradient_are_in_memory(dtype):
+def test_neither_logits_nor_a_sum_beside_the_gradient_are_in_memory(loss, dtype):
     generator = torch.Generator().manual_seed(0)
     hidden, head = (torch.randn(n, 64, generator=generator).to(dtype).requires_grad_() for n in (512, 40_000))
     labels = torch.randint(40_000, (512,), generator=generator)
 
     def step():
-        tokens = linear_log_probs(hidden, head, labels, max_workspace_mb=1.0)
-        return torch.autograd.grad(torch.stack(tuple(tokens)).sum(), (hidden, head))
+        value = loss(hidden, head, labels, max_workspace_mb=1.0)
+        return torch.autograd.grad(value.sum(), (hidden, head))
 
     step()
-    gradients = hidden.nbytes + head.nbytes
-    assert peak_bytes(step, "cpu") < gradients + (4 << 20)
+    assert peak_bytes(step, "cpu") < hidden.nbytes + head.nbytes + (4 << 20)
+
+
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.2},
+    {"label_smoothing": 0.2, "weight": True, "sample_weight": True},
+    {"weight": True, "z_loss": 0.1},
+    {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0, "temperature": 2.0, "return_stats": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "none")
+@pytest.mark.parametrize("ignored", [0, 5, 70, 80])
+@pytest.mark.parametrize("by_rows", [{"reduction": "none"}, {"reduction": "sum", "recompute": True}])
+def test_cross_entropy_of_every_tiling_is_that_of_the_reference(options, ignored, by_rows):
+    leaves, labels, upstream = drawn(ignored)
+    given = {"weight": torch.linspace(0, 2, 100).double(), "sample_weight": torch.linspace(0, 3, 80).double()}
+    options = {name: given[name] if value is True and name in given else value for name, value in options.items()}
+    results = []
+    for backend, megabytes in (("reference", None), *(("cpp", each) for each in (None, 1e-2, 1e-3, 1e-6))):
+        call = {"linear_bias": leaves[2], "max_workspace_mb": megabytes, "backend": backend, **options, **by_rows}
+        value = linear_cross_entropy(*leaves[:2], labels, **call)
+        loss, *statistics = value if isinstance(value, tuple) and "return_stats" in options else (value,)
+        gradients = torch.autograd.grad((loss * upstream[0]).sum(), leaves)
+        results.append((loss, *(each.double() for of_rows in statistics for each in of_rows), gradients))
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other)
 
 
 @pytest.mark.parametrize("ignored", [0, 5, 70, 80])
 @pytest.mark.parametrize("biased", [False, True])
 def test_every_tiling_gives_the_same(ignored, biased):
     """Where few rows, many or all are ignored; each of what is needed alone."""
-    generator = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((80, 8), (100, 8), (100,))]
-    leaves = [leaf.requires_grad_() for leaf in leaves[: 3 if biased else 2]]
-    labels, upstream = torch.randint(100, (80,), generator=generator), torch.randn(3, 80, generator=generator)
-    labels[torch.randperm(80, generator=generator)[:ignored]] = -100
-    results = []
+    leaves, labels, upstream = drawn(ignored)
+    leaves, results = leaves[: 3 if biased else 2], []
     for megabytes in (None, 1e-2, 1e-3, 1e-6):
         bias = {"linear_bias": leaves[2]} if biased else {}
         tokens = torch.stack(tuple(linear_log_probs(*leaves[:2], labels, **bias, max_workspace_mb=megabytes)))

@@ -14,9 +14,11 @@ from torch import Tensor
 from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
 from .._common import is_batched, without_values
+from ..softmax import Options
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
-from ._statistics import joined
-from ._tiles import TiledGradients, Tiling
+from ._labels import LabelledRows
+from ._statistics import Totals
+from ._tiles import TiledRows
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -39,14 +41,25 @@ def linear_cross_entropy_forward(
     backend: str,
     needs: Sequence[bool],
     describe: bool,
+    by_rows: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, and the gradients of their sum or, where nobody asks for those, the statistics of the rows.
 
-    Described, rows have those of ``row_statistics`` and its predictions, too.
+    Described, rows have those of ``row_statistics`` and its predictions, too. ``by_rows`` says that backward makes the
+    gradients; then the losses are the same without any.
     """
-    options = ignore_index, label_smoothing, z_loss, softcap, temperature
+    options = Options(ignore_index, label_smoothing, z_loss, softcap, temperature)
     head, wide = Head.cast(weight, bias, dtype), accumulate_dtype(dtype)
     kernels = KERNELS[resolve(input.device.type, dtype, backend)]
+    if by_rows and _goes_by_tiles(target):
+        terms = LabelledRows(target, class_weight, sample_weight, shape[0], options, wide)
+        numbers = terms.factors if terms.smooths else None, softcap, temperature, workspace_mb
+        tiled, counted = _tiled(input, target, ignore_index, kernels, head, *numbers)
+        statistics, prediction = _of_every_row(tiled.statistics(), counted, len(input))
+        losses = terms.losses(slice(None), Totals.of(statistics)).to(wide)
+        described = (statistics, prediction) if describe else _described(input, wide, False)
+        gradients = HeadGradients(head, 0, Needs(*needs)).tensors()
+        return losses, statistics[:2].clone(), *gradients, *described
     losses = input.new_zeros((len(input), *shape[1:]), dtype=wide)
     stats = input.new_zeros((2, 0 if any(needs) else len(input), *shape[1:]), dtype=wide)
     counted = rows_that_count(target, ignore_index)
@@ -93,9 +106,20 @@ def linear_cross_entropy_backward(
     needs_target: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for an upstream gradient of every row; the logits are made again."""
-    options = ignore_index, label_smoothing, z_loss, softcap, temperature
+    options = Options(ignore_index, label_smoothing, z_loss, softcap, temperature)
     head = Head.cast(weight, bias, dtype)
     kernels, one = KERNELS[resolve(input.device.type, dtype, backend)], stats.new_ones(1)
+    if _goes_by_tiles(target):
+        terms = LabelledRows(target, class_weight, sample_weight, shape[0], options, stats.dtype)
+        numbers = terms.factors if terms.smooths else None, softcap, temperature, workspace_mb
+        tiled, counted = _tiled(input, target, ignore_index, kernels, head, *numbers)
+
+        def tables(rows: Rows) -> list[Tensor]:
+            of_rows = stats[:, rows]
+            statistics = torch.cat([of_rows, of_rows.new_zeros((3, of_rows.shape[1]))])
+            return [statistics, terms.coefficients(rows, of_rows, grad_losses[rows])]
+
+        return *_gradients(tiled, counted, len(input), tables, Needs(*needs)), target.new_empty(0)
     counted = rows_that_count(target, ignore_index)
     gradients = HeadGradients(head, len(input), Needs(*needs), counted)
     of_target = torch.empty_like(target) if needs_target else target.new_empty(0)
@@ -107,7 +131,13 @@ def linear_cross_entropy_backward(
             of_target[rows] = kernels.cross_entropy_target_backward(*arguments)
         kernels.cross_entropy_backward_(*arguments)
         gradients.add(rows, part, logits)
-    return *gradients.tensors(), of_target
+    of_input, of_weight, of_bias = gradients.tensors()
+    return of_input, of_weight.to(dtype), of_bias, of_target
+
+
+def _goes_by_tiles(target: Tensor) -> bool:
+    """Whether rows have a class index each, on a CPU; a GPU's kernels for whole rows need fewer passes."""
+    return target.is_cpu and not target.is_floating_point() and target.ndim == 1
 
 
 def linear_log_probs_forward(
@@ -127,21 +157,8 @@ def linear_log_probs_forward(
     # Backward multiplies another way: an only class would not have a probability of exactly 1.
     if kernels.head_statistics is not None and dtype is not torch.float64 and len(weight) > 1:
         return kernels.head_statistics(input.to(dtype), *head, labels, softcap, temperature)
-    statistics, prediction = _described(input, accumulate_dtype(dtype), True)
-    counted = _counted(labels, ignore_index)
-    input, labels = input[counted].to(dtype), labels[counted]
-    tiling = Tiling.of(len(input), head, workspace_mb)
-    of_counted = _described(input, statistics.dtype, True)
-    for rows in tiling.rows:
-        parts = [
-            kernels.row_statistics(
-                head.of(classes).logits(input[rows]), labels[rows] - classes.start, None, softcap, temperature
-            )
-            for classes in tiling.classes
-        ]
-        of_counted[0][:, rows], of_counted[1][rows] = joined(parts, [classes.start for classes in tiling.classes])
-    statistics[:, counted], prediction[counted] = of_counted
-    return statistics, prediction
+    tiled, counted = _tiled(input, labels, ignore_index, kernels, head, None, softcap, temperature, workspace_mb)
+    return _of_every_row(tiled.statistics(), counted, len(input))
 
 
 def linear_log_probs_backward(
@@ -168,26 +185,39 @@ def linear_log_probs_backward(
     coefficients = torch.stack([excess, -of_label, -of_entropy, torch.zeros_like(excess)])
     coefficients.masked_fill_(labels == ignore_index, 0.0)
     coefficients[1].masked_fill_(((labels < 0) | (labels >= len(weight))) & (labels != ignore_index), float("nan"))
-    counted, every = _counted(labels, ignore_index), len(input)
-    input, labels = input[counted].to(dtype), labels[counted]
-    tiling = Tiling.of(len(input), head, workspace_mb)
-    tables = [[table[:, counted][:, rows].contiguous() for table in (statistics, coefficients)] for rows in tiling.rows]
-    gradients = TiledGradients(head, len(input), Needs(*needs), tiling)
-    for classes in tiling.classes:
-        for rows, of_rows in zip(tiling.rows, tables):
-            logits = head.of(classes).logits(input[rows])
-            kernels.row_gradient_(logits, labels[rows] - classes.start, *of_rows, None, softcap, temperature)
-            gradients.add(rows, classes, input[rows], logits)
-    of_input, of_weight, of_bias = gradients.tensors()
-    if isinstance(counted, Tensor) and needs[0]:
-        of_input = of_input.new_zeros((every, of_input.shape[1])).index_copy_(0, counted, of_input)
-    return of_input, of_weight, of_bias
+    tiled, counted = _tiled(input, labels, ignore_index, kernels, head, None, softcap, temperature, workspace_mb)
+    return _gradients(
+        tiled, counted, len(input), lambda rows: (statistics[:, rows], coefficients[:, rows]), Needs(*needs)
+    )
 
 
-def _counted(labels: Tensor, ignore_index: int) -> Rows:
-    """The rows that products are made of."""
+def _tiled(
+    input: Tensor, labels: Tensor, ignore_index: int, kernels: Any, head: Head, *options: Any
+) -> tuple[TiledRows, Rows]:
+    """The rows that products are made of, and which those are."""
     counted = rows_that_count(labels, ignore_index)
-    return slice(None) if counted is None else counted
+    counted = slice(None) if counted is None else counted
+    return TiledRows(kernels, head, input[counted].to(head.weight.dtype), labels[counted], *options), counted
+
+
+def _of_every_row(described: tuple[Tensor, Tensor], counted: Rows, rows: int) -> tuple[Tensor, Tensor]:
+    """Statistics (5, N) and predictions (N): 0 where a row does not count."""
+    if isinstance(counted, slice):
+        return described
+    statistics, prediction = (of_rows.new_zeros((*of_rows.shape[:-1], rows)) for of_rows in described)
+    statistics[:, counted], prediction[counted] = described
+    return statistics, prediction
+
+
+def _gradients(
+    tiled: TiledRows, counted: Rows, rows: int, tables: Callable[[Rows], Sequence[Tensor]], needs: Needs
+) -> Gradients:
+    if isinstance(counted, slice):
+        return tiled.gradients(tables, needs)
+    of_input, of_weight, of_bias = tiled.gradients(lambda part: tables(counted[part]), needs)
+    if needs.input:
+        of_input = of_input.new_zeros((rows, of_input.shape[1])).index_copy_(0, counted, of_input)
+    return of_input, of_weight, of_bias
 
 
 def linear_divergence(
@@ -258,14 +288,14 @@ def gradient_shapes(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Se
     )
 
 
-def _log_probs_backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
-    dtype, needs = rest[-3], rest[-1]
+def _shapes_by_rows(input: Tensor, weight: Tensor, dtype: torch.dtype, needs: Sequence[bool]) -> Gradients:
+    """Where upstream gradients are in it already, the weight's is of the head's dtype."""
     of_input, of_weight, of_bias = gradient_shapes(input, weight, dtype, needs)
     return of_input, of_weight.to(dtype), of_bias
 
 
 def _forward_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    shape, dtype, needs, describe = rest[4], rest[-4], rest[-2], rest[-1]
+    shape, dtype, needs, describe = rest[4], rest[-5], rest[-3], rest[-2]
     losses = input.new_empty((input.shape[0], *shape[1:]), dtype=accumulate_dtype(dtype))
     stats = losses.new_empty((2, 0 if any(needs) else input.shape[0], *shape[1:]))
     gradients = gradient_shapes(input, weight, dtype, needs)
@@ -277,12 +307,12 @@ def _described_shapes(input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _backward_shapes(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
-    return gradient_shapes(input, weight, rest[-3], rest[-1])
+    return _shapes_by_rows(input, weight, rest[-3], rest[-1])
 
 
 def _backward_shapes_with_target(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     target, needs_target = rest[1], rest[-1]
-    gradients = gradient_shapes(input, weight, rest[-4], rest[-2])
+    gradients = _shapes_by_rows(input, weight, rest[-4], rest[-2])
     return *gradients, torch.empty_like(target) if needs_target else target.new_empty((0,))
 
 
@@ -300,7 +330,7 @@ def register(function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
 register(linear_cross_entropy_forward, _forward_shapes)
 register(linear_cross_entropy_backward, _backward_shapes_with_target)
 register(linear_log_probs_forward, _described_shapes)
-register(linear_log_probs_backward, _log_probs_backward_shapes)
+register(linear_log_probs_backward, _backward_shapes)
 register(linear_divergence, _divergence_shapes)
 
 

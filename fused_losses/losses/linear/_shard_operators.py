@@ -16,6 +16,7 @@ from ...backends.choice import KERNELS, resolve
 from ...backends.fake import accumulate_dtype
 from ..softmax import DEBUG, Options, check_labels
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
+from ._labels import LabelledRows
 from ._operators import Gradients, gradient_shapes, register
 from ._shards import Ranks
 from ._statistics import Totals, merged
@@ -50,7 +51,7 @@ def vocab_parallel_forward(
     gradients = split.gradients(needs)
     for rows, part, logits in split.chunks(workspace_mb):
         totals = split.totals(rows, logits)
-        losses[rows] = split.losses(rows, totals).to(split.wide)
+        losses[rows] = split.terms.losses(rows, totals).to(split.wide)
         stats[:, rows] = torch.stack(totals[:2]).to(split.wide)
         if any(needs):
             split.add(gradients, rows, part, logits, stats[:, rows])
@@ -108,26 +109,11 @@ class _Split:
         self.head, self.kernels = Head.cast(weight, bias, dtype), KERNELS[resolve(input.device.type, dtype, backend)]
         self.ranks = Ranks.of(group, sizes, input, weight, labels)
         check_whole_vocabulary(self.ranks, labels, class_weight, options)
-        self.counted, self.ignored = rows_that_count(labels, options.ignore_index), labels == options.ignore_index
+        self.counted = rows_that_count(labels, options.ignore_index)
         self.labels = labels - self.ranks.rows(self.ranks.rank).start
-        smooth = options.label_smoothing != 0.0
-        factors = class_weight if smooth and class_weight is not None else input.new_ones(self.ranks.total)
-        factors = factors.to(self.wide)
-        of_ranks = [factors[self.ranks.rows(rank)] for rank in range(len(self.ranks.sizes))]
+        self.terms = LabelledRows(labels, class_weight, sample_weight, self.ranks.total, options, self.wide)
+        of_ranks = [self.terms.factors[self.ranks.rows(rank)] for rank in range(len(self.ranks.sizes))]
         self.factors, self.mass = of_ranks[self.ranks.rank], torch.stack([f.double().sum() for f in of_ranks])
-        self.scale = self._scale(sample_weight)
-        self.of_label = (1.0 - options.label_smoothing) * self.scale * self._label_weight(labels, class_weight)
-        self.of_class = options.label_smoothing / self.ranks.total * self.scale
-
-    def _scale(self, sample_weight: Tensor | None) -> Tensor:
-        scale = torch.ones_like(self.labels, dtype=torch.float64) if sample_weight is None else sample_weight.double()
-        return scale.masked_fill(self.ignored, 0.0)
-
-    def _label_weight(self, labels: Tensor, class_weight: Tensor | None) -> Tensor:
-        """1 or the class's weight; NaN for a label out of range."""
-        inside = (labels >= 0) & (labels < self.ranks.total)
-        weight = self.scale.new_ones(()) if class_weight is None else class_weight[labels.where(inside, 0)].double()
-        return weight.where(inside | self.ignored, float("nan"))
 
     def chunks(self, workspace_mb: float | None) -> Iterator[tuple[Rows, Tensor, Tensor]]:
         return logit_chunks(self.input, self.head, workspace_mb, self.counted, classes=max(self.ranks.sizes))
@@ -144,14 +130,6 @@ class _Split:
         options = self.options.softcap, self.options.temperature
         return self.kernels.row_statistics(logits, self.labels[rows], self.factors, *options)[0]
 
-    def losses(self, rows: Rows, totals: Totals) -> Tensor:
-        losses = self.of_label[rows] * (totals.below + totals.log_sum)
-        if self.options.label_smoothing != 0.0:
-            losses += self.of_class[rows] * (totals.gap + self.mass.sum() * totals.log_sum)
-        if self.options.z_loss != 0.0:
-            losses += self.scale[rows] * self.options.z_loss * (totals.maximum + totals.log_sum).square()
-        return losses.masked_fill(self.ignored[rows], 0.0)
-
     def add(
         self,
         gradients: HeadGradients,
@@ -166,21 +144,11 @@ class _Split:
             return
         statistics = stats.new_zeros((STATISTICS, len(logits)))
         statistics[:2] = stats
-        coefficients = self._coefficients(rows, stats, upstream)
-        factors = None if self.options.label_smoothing == 0.0 else self.factors
+        coefficients = self.terms.coefficients(rows, stats, upstream)
+        factors = self.factors if self.terms.smooths else None
         options = self.options.softcap, self.options.temperature
         self.kernels.row_gradient_(logits, self.labels[rows], statistics, coefficients, factors, *options)
         gradients.add(rows, input, logits)
-
-    def _coefficients(self, rows: Rows, stats: Tensor, upstream: Tensor | None) -> Tensor:
-        """Excess, label, entropy and share, as ``row_gradient_`` takes them."""
-        excess = self.of_class[rows] * self.mass.sum()
-        if self.options.z_loss != 0.0:
-            excess = excess + self.scale[rows] * (2.0 * self.options.z_loss) * stats.double().sum(0)
-        table = torch.stack([excess, self.of_label[rows], torch.zeros_like(excess), self.of_class[rows]])
-        if upstream is not None:
-            table = table * upstream
-        return table.masked_fill(self.ignored[rows], 0.0).to(self.wide)
 
     def gradients(self, needs: Sequence[bool]) -> HeadGradients:
         return HeadGradients(self.head, len(self.input), Needs(*needs), self.counted, self.wide)

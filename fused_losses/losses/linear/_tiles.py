@@ -6,13 +6,15 @@ block by block of classes, rounded once: neither a chunk of logits nor a sum bes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...backends.fake import accumulate_dtype
 from ._head import Head, Needs, add_product, chunk_rows, empty
+from ._statistics import joined
 
 # Of a CPU's tiles: products of fewer are slower, and larger tiles leave the caches.
 MOST_ROWS, MOST_LOGITS = 1024, 2 << 20
@@ -81,3 +83,66 @@ class TiledGradients:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The sums in the head's dtype, but for the bias; what nobody asked for is empty."""
         return self.input.to(self.head.weight.dtype), self.weight, self.bias
+
+
+class TiledRows(NamedTuple):
+    """Rows of a head with what is asked of their logits, which are made a tile at a time."""
+
+    kernels: Any
+    head: Head
+    input: Tensor  # (N, D), in the head's dtype
+    labels: Tensor  # (N)
+    factors: Tensor | None  # (V), of the classes' logits in a gap
+    softcap: float
+    temperature: float
+    workspace_mb: float | None
+
+    def _tiling(self) -> Tiling:
+        return Tiling.of(len(self.input), self.head, self.workspace_mb)
+
+    def _logits(self, rows: slice, classes: slice) -> Tensor:
+        return self.head.of(classes).logits(self.input[rows])
+
+    def _factors(self, classes: slice) -> Tensor | None:
+        return None if self.factors is None else self.factors[classes]
+
+    def _mass(self, classes: slice) -> Tensor:
+        factors = self._factors(classes)
+        return self.input.new_zeros((), dtype=torch.float64) if factors is None else factors.double().sum()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """What ``row_statistics`` says of whole rows: statistics (5, N) and predictions (N)."""
+        tiling, wide = self._tiling(), accumulate_dtype(self.head.weight.dtype)
+        statistics = self.input.new_zeros((5, len(self.input)), dtype=wide)
+        prediction = torch.zeros_like(self.labels)
+        starts = [classes.start for classes in tiling.classes]
+        of_parts = map(self._factors, tiling.classes)
+        mass = torch.stack(
+            [statistics.new_zeros((), dtype=torch.float64) if f is None else f.double().sum() for f in of_parts]
+        )
+        for rows in tiling.rows:
+            parts = [
+                self.kernels.row_statistics(
+                    self._logits(rows, classes),
+                    self.labels[rows] - classes.start,
+                    self._factors(classes),
+                    self.softcap,
+                    self.temperature,
+                )
+                for classes in tiling.classes
+            ]
+            statistics[:, rows], prediction[rows] = joined(parts, starts, mass)
+        return statistics, prediction
+
+    def gradients(self, tables_of: Callable[[slice], Sequence[Tensor]], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the head, of rows' statistics (5, n) and coefficients (4, n), as ``row_gradient_`` takes them."""
+        tiling = self._tiling()
+        gradients = TiledGradients(self.head, len(self.input), needs, tiling)
+        tables = [[table.contiguous() for table in tables_of(rows)] for rows in tiling.rows]
+        for classes in tiling.classes:
+            for rows, of_rows in zip(tiling.rows, tables):
+                logits, labels = self._logits(rows, classes), self.labels[rows] - classes.start
+                options = self._factors(classes), self.softcap, self.temperature
+                self.kernels.row_gradient_(logits, labels, *of_rows, *options)
+                gradients.add(rows, classes, self.input[rows], logits)
+        return gradients.tensors()

@@ -300,7 +300,7 @@ def _rows_or_sum(call: Call, tensors: Tensors, reduction: str) -> tuple[Tensor, 
     if learns(*head, target):
         loss, *described = LinearCrossEntropyFunction.apply(*arguments, call, reduction)
     else:
-        losses, *_, statistics, prediction = _forward(call, arguments, (False, False, False))
+        losses, *_, statistics, prediction = _forward(call, arguments, (False, False, False), reduction)
         loss, described = losses if reduction == "none" else losses.sum(), (statistics, prediction)
     if not call.describe:
         return loss, None
@@ -308,8 +308,9 @@ def _rows_or_sum(call: Call, tensors: Tensors, reduction: str) -> tuple[Tensor, 
     return loss, token_statistics(statistics, prediction, target, call.options.ignore_index, call.shape[0])
 
 
-def _forward(call: Call, tensors: Any, needs: Sequence[bool]) -> tuple[Tensor, ...]:
-    return operator(linear_cross_entropy_forward)(*tensors, *call.numbers(), list(needs), call.describe)
+def _forward(call: Call, tensors: Any, needs: Sequence[bool], reduction: str) -> tuple[Tensor, ...]:
+    forward = operator(linear_cross_entropy_forward)
+    return forward(*tensors, *call.numbers(), list(needs), call.describe, reduction == "none")
 
 
 def _by_reference(
@@ -371,7 +372,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         ctx.call, ctx.reduction = call, reduction
         tensors = input, weight, bias, target, class_weight, sample_weight
         needs = (False, False, False) if reduction == "none" else ctx.needs_input_grad[:3]
-        losses, stats, *gradients, statistics, prediction = _forward(call, tensors, needs)
+        losses, stats, *gradients, statistics, prediction = _forward(call, tensors, needs, reduction)
         ctx.mark_non_differentiable(statistics, prediction)
         keep(ctx, (*tensors, stats), () if reduction == "none" else gradients)
         return losses if reduction == "none" else losses.sum(), statistics, prediction
@@ -388,5 +389,5 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             made = backward(grad_output, *tensors, stats, *call.numbers(), list(needed[:3]), needed[3])
             gradients = as_inputs(made, tensors[:4], needed)
         else:
-            gradients = scaled(ctx, grad_output, tensors[:3], lambda: _forward(call, tensors, needed[:3])[2:5])
+            gradients = scaled(ctx, grad_output, tensors[:3], lambda: _forward(call, tensors, needed[:3], "sum")[2:5])
         return (*gradients, *[None] * (8 - len(gradients)))

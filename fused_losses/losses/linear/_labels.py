@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ...backends.fake import accumulate_dtype
 from ..softmax import Options
-from ._head import Rows
+from ._head import Head, Needs, Rows
 from ._statistics import Totals
+from ._tiles import TiledRows
 
 
 class LabelledRows:
@@ -55,3 +60,39 @@ class LabelledRows:
         if upstream is not None:
             table = table * upstream
         return table.masked_fill(self.ignored[rows], 0.0).to(self.wide)
+
+
+class TiledCrossEntropy:
+    """Cross entropy of rows of a head with a class index each, by tiles."""
+
+    def __init__(
+        self,
+        kernels: Any,
+        head: Head,
+        input: Tensor,  # (N, D)
+        labels: Tensor,  # (N)
+        class_weight: Tensor | None,  # (C)
+        sample_weight: Tensor | None,  # (N)
+        options: Options,
+        workspace_mb: float | None,
+    ):
+        wide = accumulate_dtype(head.weight.dtype)
+        self.terms = LabelledRows(labels, class_weight, sample_weight, len(head.weight), options, wide)
+        factors = self.terms.factors if self.terms.smooths else None
+        numbers = options.softcap, options.temperature, workspace_mb
+        self.rows = TiledRows(kernels, head, input, labels, options.ignore_index, factors, *numbers)
+
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every row, with the statistics and predictions of ``row_statistics``."""
+        statistics, prediction = self.rows.statistics()
+        return self.terms.losses(slice(None), Totals.of(statistics)).to(self.terms.wide), statistics, prediction
+
+    def gradients(self, grad_losses: Tensor, stats: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the head, of maxima and log-sums of rows.  # (N), (2, N)"""
+
+        def tables(rows: Rows) -> Sequence[Tensor]:
+            of_rows = stats[:, rows]
+            statistics = torch.cat([of_rows, of_rows.new_zeros((3, of_rows.shape[1]))])
+            return statistics, self.terms.coefficients(rows, of_rows, grad_losses[rows])
+
+        return self.rows.gradients(tables, needs)

@@ -16,8 +16,7 @@ from ...backends.fake import accumulate_dtype
 from .._common import is_batched, without_values
 from ..softmax import Options
 from ._head import Head, HeadGradients, Needs, Rows, logit_chunks, rows_that_count
-from ._labels import LabelledRows
-from ._statistics import Totals
+from ._labels import TiledCrossEntropy
 from ._tiles import TiledRows
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -52,14 +51,10 @@ def linear_cross_entropy_forward(
     head, wide = Head.cast(weight, bias, dtype), accumulate_dtype(dtype)
     kernels = KERNELS[resolve(input.device.type, dtype, backend)]
     if by_rows and _goes_by_tiles(target):
-        terms = LabelledRows(target, class_weight, sample_weight, shape[0], options, wide)
-        numbers = terms.factors if terms.smooths else None, softcap, temperature, workspace_mb
-        tiled, counted = _tiled(input, target, ignore_index, kernels, head, *numbers)
-        statistics, prediction = _of_every_row(tiled.statistics(), counted, len(input))
-        losses = terms.losses(slice(None), Totals.of(statistics)).to(wide)
+        tiled = TiledCrossEntropy(kernels, head, input, target, class_weight, sample_weight, options, workspace_mb)
+        losses, statistics, prediction = tiled.losses()
         described = (statistics, prediction) if describe else _described(input, wide, False)
-        gradients = HeadGradients(head, 0, Needs(*needs)).tensors()
-        return losses, statistics[:2].clone(), *gradients, *described
+        return losses, statistics[:2].clone(), *HeadGradients(head, 0, Needs(*needs)).tensors(), *described
     losses = input.new_zeros((len(input), *shape[1:]), dtype=wide)
     stats = input.new_zeros((2, 0 if any(needs) else len(input), *shape[1:]), dtype=wide)
     counted = rows_that_count(target, ignore_index)
@@ -110,16 +105,8 @@ def linear_cross_entropy_backward(
     head = Head.cast(weight, bias, dtype)
     kernels, one = KERNELS[resolve(input.device.type, dtype, backend)], stats.new_ones(1)
     if _goes_by_tiles(target):
-        terms = LabelledRows(target, class_weight, sample_weight, shape[0], options, stats.dtype)
-        numbers = terms.factors if terms.smooths else None, softcap, temperature, workspace_mb
-        tiled, counted = _tiled(input, target, ignore_index, kernels, head, *numbers)
-
-        def tables(rows: Rows) -> list[Tensor]:
-            of_rows = stats[:, rows]
-            statistics = torch.cat([of_rows, of_rows.new_zeros((3, of_rows.shape[1]))])
-            return [statistics, terms.coefficients(rows, of_rows, grad_losses[rows])]
-
-        return *_gradients(tiled, counted, len(input), tables, Needs(*needs)), target.new_empty(0)
+        tiled = TiledCrossEntropy(kernels, head, input, target, class_weight, sample_weight, options, workspace_mb)
+        return *tiled.gradients(grad_losses, stats, Needs(*needs)), target.new_empty(0)
     counted = rows_that_count(target, ignore_index)
     gradients = HeadGradients(head, len(input), Needs(*needs), counted)
     of_target = torch.empty_like(target) if needs_target else target.new_empty(0)
@@ -157,8 +144,8 @@ def linear_log_probs_forward(
     # Backward multiplies another way: an only class would not have a probability of exactly 1.
     if kernels.head_statistics is not None and dtype is not torch.float64 and len(weight) > 1:
         return kernels.head_statistics(input.to(dtype), *head, labels, softcap, temperature)
-    tiled, counted = _tiled(input, labels, ignore_index, kernels, head, None, softcap, temperature, workspace_mb)
-    return _of_every_row(tiled.statistics(), counted, len(input))
+    options = ignore_index, None, softcap, temperature, workspace_mb
+    return TiledRows(kernels, head, input, labels, *options).statistics()
 
 
 def linear_log_probs_backward(
@@ -185,39 +172,8 @@ def linear_log_probs_backward(
     coefficients = torch.stack([excess, -of_label, -of_entropy, torch.zeros_like(excess)])
     coefficients.masked_fill_(labels == ignore_index, 0.0)
     coefficients[1].masked_fill_(((labels < 0) | (labels >= len(weight))) & (labels != ignore_index), float("nan"))
-    tiled, counted = _tiled(input, labels, ignore_index, kernels, head, None, softcap, temperature, workspace_mb)
-    return _gradients(
-        tiled, counted, len(input), lambda rows: (statistics[:, rows], coefficients[:, rows]), Needs(*needs)
-    )
-
-
-def _tiled(
-    input: Tensor, labels: Tensor, ignore_index: int, kernels: Any, head: Head, *options: Any
-) -> tuple[TiledRows, Rows]:
-    """The rows that products are made of, and which those are."""
-    counted = rows_that_count(labels, ignore_index)
-    counted = slice(None) if counted is None else counted
-    return TiledRows(kernels, head, input[counted].to(head.weight.dtype), labels[counted], *options), counted
-
-
-def _of_every_row(described: tuple[Tensor, Tensor], counted: Rows, rows: int) -> tuple[Tensor, Tensor]:
-    """Statistics (5, N) and predictions (N): 0 where a row does not count."""
-    if isinstance(counted, slice):
-        return described
-    statistics, prediction = (of_rows.new_zeros((*of_rows.shape[:-1], rows)) for of_rows in described)
-    statistics[:, counted], prediction[counted] = described
-    return statistics, prediction
-
-
-def _gradients(
-    tiled: TiledRows, counted: Rows, rows: int, tables: Callable[[Rows], Sequence[Tensor]], needs: Needs
-) -> Gradients:
-    if isinstance(counted, slice):
-        return tiled.gradients(tables, needs)
-    of_input, of_weight, of_bias = tiled.gradients(lambda part: tables(counted[part]), needs)
-    if needs.input:
-        of_input = of_input.new_zeros((rows, of_input.shape[1])).index_copy_(0, counted, of_input)
-    return of_input, of_weight, of_bias
+    tiled = TiledRows(kernels, head, input, labels, ignore_index, None, softcap, temperature, workspace_mb)
+    return tiled.gradients(lambda rows: (statistics[:, rows], coefficients[:, rows]), Needs(*needs))
 
 
 def linear_divergence(

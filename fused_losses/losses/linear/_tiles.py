@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...backends.fake import accumulate_dtype
-from ._head import Head, Needs, add_product, chunk_rows, empty
+from ._head import Head, Needs, Rows, add_product, chunk_rows, empty, rows_that_count
 from ._statistics import joined
 
 # Of a CPU's tiles: products of fewer are slower, and larger tiles leave the caches.
@@ -85,23 +85,30 @@ class TiledGradients:
         return self.input.to(self.head.weight.dtype), self.weight, self.bias
 
 
-class TiledRows(NamedTuple):
-    """Rows of a head with what is asked of their logits, which are made a tile at a time."""
+class TiledRows:
+    """The rows of a head that count, and what is asked of their logits, which are made a tile at a time."""
 
-    kernels: Any
-    head: Head
-    input: Tensor  # (N, D), in the head's dtype
-    labels: Tensor  # (N)
-    factors: Tensor | None  # (V), of the classes' logits in a gap
-    softcap: float
-    temperature: float
-    workspace_mb: float | None
+    def __init__(
+        self,
+        kernels: Any,
+        head: Head,
+        input: Tensor,  # (N, D)
+        labels: Tensor,  # (N)
+        ignore_index: int,
+        factors: Tensor | None,  # (V), of the classes' logits in a gap
+        softcap: float,
+        temperature: float,
+        workspace_mb: float | None,
+    ):
+        counted = rows_that_count(labels, ignore_index)
+        self.every, self.counted = len(labels), slice(None) if counted is None else counted
+        self.kernels, self.head, self.factors, self.transform = kernels, head, factors, (softcap, temperature)
+        self.input, self.labels = input[self.counted].to(head.weight.dtype), labels[self.counted]
+        self.tiling = Tiling.of(len(self.labels), head, workspace_mb)
 
-    def _tiling(self) -> Tiling:
-        return Tiling.of(len(self.input), self.head, self.workspace_mb)
-
-    def _logits(self, rows: slice, classes: slice) -> Tensor:
-        return self.head.of(classes).logits(self.input[rows])
+    def _logits(self, rows: slice, classes: slice) -> tuple[Tensor, Tensor]:
+        """A tile, and where its labels are in it."""
+        return self.head.of(classes).logits(self.input[rows]), self.labels[rows] - classes.start
 
     def _factors(self, classes: slice) -> Tensor | None:
         return None if self.factors is None else self.factors[classes]
@@ -111,38 +118,35 @@ class TiledRows(NamedTuple):
         return self.input.new_zeros((), dtype=torch.float64) if factors is None else factors.double().sum()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """What ``row_statistics`` says of whole rows: statistics (5, N) and predictions (N)."""
-        tiling, wide = self._tiling(), accumulate_dtype(self.head.weight.dtype)
-        statistics = self.input.new_zeros((5, len(self.input)), dtype=wide)
-        prediction = torch.zeros_like(self.labels)
-        starts = [classes.start for classes in tiling.classes]
-        of_parts = map(self._factors, tiling.classes)
-        mass = torch.stack(
-            [statistics.new_zeros((), dtype=torch.float64) if f is None else f.double().sum() for f in of_parts]
-        )
-        for rows in tiling.rows:
+        """What ``row_statistics`` says of all rows, 0 of those that do not count: (5, N), and the predictions (N)."""
+        wide = accumulate_dtype(self.head.weight.dtype)
+        statistics = self.input.new_zeros((5, self.every), dtype=wide)
+        prediction = self.labels.new_zeros(self.every)
+        starts = [classes.start for classes in self.tiling.classes]
+        mass = torch.stack([self._mass(classes) for classes in self.tiling.classes])
+        for rows in self.tiling.rows:
             parts = [
-                self.kernels.row_statistics(
-                    self._logits(rows, classes),
-                    self.labels[rows] - classes.start,
-                    self._factors(classes),
-                    self.softcap,
-                    self.temperature,
-                )
-                for classes in tiling.classes
+                self.kernels.row_statistics(*self._logits(rows, classes), self._factors(classes), *self.transform)
+                for classes in self.tiling.classes
             ]
-            statistics[:, rows], prediction[rows] = joined(parts, starts, mass)
+            places = self._places(rows)
+            statistics[:, places], prediction[places] = joined(parts, starts, mass)
         return statistics, prediction
 
-    def gradients(self, tables_of: Callable[[slice], Sequence[Tensor]], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+    def _places(self, rows: slice) -> Rows:
+        """Where rows that count are among all."""
+        return rows if isinstance(self.counted, slice) else self.counted[rows]
+
+    def gradients(self, tables_of: Callable[[Rows], Sequence[Tensor]], needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
         """Those of the head, of rows' statistics (5, n) and coefficients (4, n), as ``row_gradient_`` takes them."""
-        tiling = self._tiling()
-        gradients = TiledGradients(self.head, len(self.input), needs, tiling)
-        tables = [[table.contiguous() for table in tables_of(rows)] for rows in tiling.rows]
-        for classes in tiling.classes:
-            for rows, of_rows in zip(tiling.rows, tables):
-                logits, labels = self._logits(rows, classes), self.labels[rows] - classes.start
-                options = self._factors(classes), self.softcap, self.temperature
-                self.kernels.row_gradient_(logits, labels, *of_rows, *options)
+        gradients = TiledGradients(self.head, len(self.labels), needs, self.tiling)
+        tables = [[table.contiguous() for table in tables_of(self._places(rows))] for rows in self.tiling.rows]
+        for classes in self.tiling.classes:
+            for rows, of_rows in zip(self.tiling.rows, tables):
+                logits, labels = self._logits(rows, classes)
+                self.kernels.row_gradient_(logits, labels, *of_rows, self._factors(classes), *self.transform)
                 gradients.add(rows, classes, self.input[rows], logits)
-        return gradients.tensors()
+        of_input, of_weight, of_bias = gradients.tensors()
+        if needs.input and isinstance(self.counted, Tensor):
+            of_input = of_input.new_zeros((self.every, of_input.shape[1])).index_copy_(0, self.counted, of_input)
+        return of_input, of_weight, of_bias

@@ -100,6 +100,8 @@ class TiledRows:
         temperature: float,
         workspace_mb: float | None,
     ):
+        if labels.shape != input.shape[:1]:
+            raise RuntimeError(f"labels must be one for each of {len(input)} rows, got shape {tuple(labels.shape)}")
         counted = rows_that_count(labels, ignore_index)
         self.every, self.counted = len(labels), slice(None) if counted is None else counted
         self.kernels, self.head, self.factors, self.transform = kernels, head, factors, (softcap, temperature)

@@ -147,11 +147,13 @@ class Replaced:
 
     def assigned(self) -> dict[Attribute, Any]:
         """The attributes that a call has assigned, with what they are now: None where one is gone, or grows."""
-        found, looked_at = {}, {id(dictionary) for _, dictionary, _ in self._before}
+        found, dictionaries = {}, {(place.module, place.dictionary): each for place, each, _ in self._before}
         for place, after, before in self._before:
             for name in {**before, **after}:
                 new = after.get(name)
-                if id(new) not in looked_at and not _identical(before.get(name), new):
+                if not place.dictionary and new is not None and new is dictionaries.get((place.module, name)):
+                    continue  # it is looked at for itself
+                if not _identical(before.get(name), new):
                     found[place._replace(name=name)] = None if id(new) in self._growing else new
         return found
 

@@ -207,6 +207,10 @@ def a_parameter(module, x):
     module.scale = nn.Parameter(torch.ones(()))
 
 
+def to_what_another_is(module, x):
+    module.log = module.other
+
+
 def an_argument(module, x):
     x.detach().clamp_(min=0)
 
@@ -215,6 +219,7 @@ class Changing(nn.Module):
     def __init__(self, change):
         super().__init__()
         self.seen, self.count, self.change = [], 0, change
+        self.log, self.other = {}, {"epoch": 3}
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("center", torch.zeros(7, 5))
 
@@ -227,6 +232,7 @@ REFUSED = {
     in_a_list: "changes its attribute seen",
     a_number: "changes its attribute count",
     a_parameter: "changes its attribute scale",
+    to_what_another_is: "changes its attribute log",
     an_argument: "writes into an argument",
 }
 
@@ -241,7 +247,7 @@ def test_what_else_changes_runs_plain(change):
     with pytest.warns(UserWarning, match=REFUSED[change]):
         torch.testing.assert_close(loss(x, t), plain(x, t))
     torch.testing.assert_close(loss.center, plain.center)
-    torch.testing.assert_close((loss.seen, loss.count), (plain.seen, plain.count))
+    torch.testing.assert_close((loss.seen, loss.count, loss.log), (plain.seen, plain.count, plain.log))
 
 
 def test_a_buffer_that_is_an_argument_too_is_not_written_by_kernels():

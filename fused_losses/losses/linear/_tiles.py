@@ -54,11 +54,12 @@ class TiledGradients:
     def __init__(self, head: Head, rows: int, needs: Needs, tiling: Tiling):
         (classes, width), dtype, wide = head.weight.shape, head.weight.dtype, accumulate_dtype(head.weight.dtype)
         self.head, self.needs, self.tiling = head, needs, tiling
-        of_input = wide if len(tiling.classes) > 1 else dtype
-        self.input = empty(head.weight, (rows, width) if needs.input else (0,), of_input)
-        self.weight = empty(head.weight, (classes, width) if needs.weight else (0,), dtype)
+        in_parts = len(tiling.classes) > 1
+        self.input = empty(head.weight, (rows, width) if needs.input else (0,), wide if in_parts else dtype)
+        # One part is rounded when its tiles are gone; of several, sums of one at a time are beside the gradient.
+        self.weight = empty(head.weight, (classes, width) if needs.weight else (0,), dtype if in_parts else wide)
         self.bias = empty(head.weight, (classes,) if needs.bias else (0,), wide)
-        most_classes = tiling.classes[0].stop if needs.weight and dtype is not wide else 0
+        most_classes = tiling.classes[0].stop if needs.weight and self.weight.dtype is not wide else 0
         self.sums = empty(head.weight, (most_classes, width), wide)
         if not tiling.rows:
             for tensor in (self.input, self.weight, self.bias):
@@ -82,7 +83,8 @@ class TiledGradients:
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The sums in the head's dtype, but for the bias; what nobody asked for is empty."""
-        return self.input.to(self.head.weight.dtype), self.weight, self.bias
+        dtype = self.head.weight.dtype
+        return self.input.to(dtype), self.weight.to(dtype), self.bias
 
 
 class TiledRows:
@@ -145,10 +147,14 @@ class TiledRows:
         tables = [[table.contiguous() for table in tables_of(self._places(rows))] for rows in self.tiling.rows]
         for classes in self.tiling.classes:
             for rows, of_rows in zip(self.tiling.rows, tables):
-                logits, labels = self._logits(rows, classes)
-                self.kernels.row_gradient_(logits, labels, *of_rows, self._factors(classes), *self.transform)
-                gradients.add(rows, classes, self.input[rows], logits)
+                self._add(gradients, rows, classes, of_rows)
         of_input, of_weight, of_bias = gradients.tensors()
         if needs.input and isinstance(self.counted, Tensor):
             of_input = of_input.new_zeros((self.every, of_input.shape[1])).index_copy_(0, self.counted, of_input)
         return of_input, of_weight, of_bias
+
+    def _add(self, gradients: TiledGradients, rows: slice, classes: slice, tables: Sequence[Tensor]) -> None:
+        """A tile's share; a function of its own, so that its memory is there for the next."""
+        logits, labels = self._logits(rows, classes)
+        self.kernels.row_gradient_(logits, labels, *tables, self._factors(classes), *self.transform)
+        gradients.add(rows, classes, self.input[rows], logits)

@@ -7,8 +7,7 @@ namespace fused_losses {
 template <class A>
 class LogitRows {
  public:
-  // Sums pay for every block; what only writes takes small ones, so that its reads and writes overlap.
-  static constexpr int64_t kBlock = SoftmaxProblem<A>::kBlock, kWritten = 512;
+  static constexpr int64_t kBlock = SoftmaxProblem<A>::kBlock, kWritten = SoftmaxProblem<A>::kWritten;
   using Block = A[kBlock];
 
   LogitRows(const Tensor& logits, double softcap, double temperature)

@@ -92,7 +92,8 @@ struct SoftmaxProblem {
   std::vector<A>
       share_of_class;  // smoothing / classes * weight, empty without smoothing or for probabilities
 
-  static constexpr int64_t kBlock = 2048;
+  // Sums pay for every block; what only writes takes small ones, so that its reads and writes overlap.
+  static constexpr int64_t kBlock = 2048, kWritten = 512;
 
   // As many as any block has elements: what stands in for absent weights.
   static const A* ones() {

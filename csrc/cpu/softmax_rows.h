@@ -7,8 +7,7 @@ namespace fused_losses {
 template <class A>
 class Rows {
   using Problem = SoftmaxProblem<A>;
-  // Sums pay for every block; what only writes takes small ones, so that its reads and writes overlap.
-  static constexpr int64_t kBlock = Problem::kBlock, kWritten = 512;
+  static constexpr int64_t kBlock = Problem::kBlock, kWritten = Problem::kWritten;
 
  public:
   explicit Rows(const Problem& problem) : p_(problem), f_(problem.f) {

@@ -10,14 +10,15 @@ import pickle
 import random
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .extents import Extent, is_counted, size_of
-from .ir import Buffer, Extern, Read, Size
+from .extents import Extent, as_argument, is_counted, sizes_of
+from .ir import Buffer, Extern, Read
 from .refusals import CannotFuse
 from .values import Drawn, Input
 
@@ -69,10 +70,10 @@ class Draws:
             raise self.tracer.refusal(f"{name} draws as many numbers as a mask chooses, which depends on values")
         if isinstance(args[0], Tensor) and name not in BY_VALUES and func is not aten.bernoulli.default:
             args = (self._like(args[0], func._schema.is_mutable), *args[1:])
-        arguments, keywords = self._readable(name, args), self._readable(name, kwargs)
+        arguments, keywords = (as_argument(given, partial(self._readable, name)) for given in (args, kwargs))
         drawn = Drawn(f"drawn{len(self.inputs)}", shape, dtype)
         results = [f"result{k}_of_{drawn.name}" for k in range(len(func._schema.returns) - 1)] + [drawn.name]
-        buffers = tuple([Buffer(result, _sizes(shape), dtype) for result in results])
+        buffers = tuple([Buffer(result, sizes_of(shape), dtype) for result in results])
         self.steps.append(Extern(buffers, func, arguments, keywords))
         self.inputs.append(drawn)
         return self.tracer.traced(drawn)
@@ -89,29 +90,19 @@ class Draws:
         """A tensor of a shape, for an operator to which it does not matter what stands there."""
         if isinstance(tensor.value, Input) and not is_written:
             return Read(tensor.value.name)
-        blank = Buffer(f"blank{len(self.steps)}", _sizes(tensor.shape), tensor.dtype)
+        blank = Buffer(f"blank{len(self.steps)}", sizes_of(tensor.shape), tensor.dtype)
         keywords = {"dtype": tensor.dtype, "device": self.tracer.device}
         self.steps.append(Extern((blank,), aten.empty.memory_format, ([*blank.sizes],), keywords))
         return Read(blank.name)
 
     def _readable(self, name: str, argument: Any) -> Any:
-        """An argument of an operator, with inputs by name and sizes as numbers."""
-        if isinstance(argument, Tensor):
-            value = self.tracer.value(argument)
-            if not isinstance(value, Input):
-                raise self.tracer.refusal(f"{name} draws by what the loss computes; by an argument alone it is fused")
-            return Read(value.name)
-        if isinstance(argument, torch.SymInt):
-            return argument.node.size
-        if isinstance(argument, dict):
-            return {key: self._readable(name, item) for key, item in argument.items()}
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(self._readable(name, item) for item in argument)
-        return argument
-
-
-def _sizes(shape: Sequence[Extent]) -> tuple[Size, ...]:
-    return tuple(map(size_of, shape))
+        """An argument of an operator, with inputs by name."""
+        if not isinstance(argument, Tensor):
+            return argument
+        value = self.tracer.value(argument)
+        if not isinstance(value, Input):
+            raise self.tracer.refusal(f"{name} draws by what the loss computes; by an argument alone it is fused")
+        return Read(value.name)
 
 
 def _kind(name: str, args: Any, kwargs: Any) -> tuple[tuple[Extent, ...], torch.dtype]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,21 @@ def as_size(number: int | Number) -> Size:
 
 def size_of(extent: Extent) -> Size:
     return as_size(number_of(extent))
+
+
+def sizes_of(shape: Sequence[Extent]) -> tuple[Size, ...]:
+    return tuple(map(size_of, shape))
+
+
+def as_argument(argument: Any, named: Callable[[Any], Any]) -> Any:
+    """An argument of an operator as a step has it: sizes as their formulas, and all but containers as it is named."""
+    if isinstance(argument, torch.SymInt):
+        return argument.node.size
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(as_argument(item, named) for item in argument)
+    if isinstance(argument, dict):
+        return {name: as_argument(item, named) for name, item in argument.items()}
+    return named(argument)
 
 
 def is_one(extent: Extent) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .extents import is_one, size_of
+from .extents import as_argument, is_one, size_of, sizes_of
 from .ir import ALIASES, TWO, WHOLE, WIDE, Axis, Buffer, Expression, Extern, Program, Read, Size, Stage, spread
 from .lone import lone_term
 from .refusals import CannotFuse
@@ -308,27 +308,18 @@ class Lowering:
 
     def call(self, call: ExternalCall) -> None:
         """Adds the step that runs an operator of torch's."""
-        arguments = self._readable(self._matrices(call.arguments) if call.target in PRODUCTS else call.arguments)
-        keywords = self._readable(call.keywords)
+        matrices = self._matrices(call.arguments) if call.target in PRODUCTS else call.arguments
+        arguments, keywords = (as_argument(given, self._readable) for given in (matrices, call.keywords))
         for output in call.outputs:
-            sizes = tuple(size_of(extent) for extent in output.shape)
-            self.buffers[output] = Buffer(f"{self._new_name()}_{output.output}", sizes, output.dtype)
+            self.buffers[output] = Buffer(f"{self._new_name()}_{output.output}", sizes_of(output.shape), output.dtype)
         buffers = tuple(self.buffers[output] for output in call.outputs)
         self.steps.append(Extern(buffers, call.target, arguments, keywords))
 
     def _readable(self, argument: Any) -> Any:
-        """An argument of an operator, with values in memory and sizes as numbers."""
+        """An argument of an operator, with values in memory."""
         if isinstance(argument, Value):
             argument = self.shaped(argument)
-        if isinstance(argument, Buffer):
-            return Read(argument.name)
-        if isinstance(argument, torch.SymInt):
-            return argument.node.size
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(self._readable(a) for a in argument)
-        if isinstance(argument, dict):
-            return {name: self._readable(a) for name, a in argument.items()}
-        return argument
+        return Read(argument.name) if isinstance(argument, Buffer) else argument
 
     def _matrices(self, operands: Sequence[Value]) -> list[Buffer]:
         """Operands of a product; those that are others across are just looked at that way."""
@@ -356,7 +347,7 @@ class Lowering:
     def shaped(self, value: Value) -> Buffer:
         """A buffer with the very shape of a value."""
         buffer = self.buffer(value)
-        sizes = tuple(size_of(extent) for extent in value.shape)
+        sizes = sizes_of(value.shape)
         self.used[buffer.name] = None
         return buffer if buffer.sizes == sizes else self._seen(buffer, sizes, aten.reshape.default, sizes)
 
@@ -497,11 +488,11 @@ def _is_kept(value: Value) -> bool:
 
 
 def _buffer(value: Input) -> Buffer:
-    return Buffer(value.name, tuple(size_of(extent) for extent in value.shape), value.dtype)
+    return Buffer(value.name, sizes_of(value.shape), value.dtype)
 
 
 def shapes_of(values: Iterable[Value]) -> list[tuple[Size, ...]]:
-    return [tuple(size_of(extent) for extent in value.shape) for value in values]
+    return [sizes_of(value.shape) for value in values]
 
 
 def _program(lowering: Lowering, inputs: Iterable[Buffer], outputs: Sequence[Buffer]) -> Program:

@@ -70,7 +70,8 @@ class Plain:
 
     def outputs(self, tensors: Sequence[Tensor], numbers: Sequence[float]) -> list[Any]:
         """The outputs in the order of the trace's."""
-        tensors = [tensor.clone() if k in self.written else tensor for k, tensor in enumerate(tensors)]
+        written = self.written
+        tensors = [tensor.clone() if k in written else tensor for k, tensor in enumerate(tensors)]
         drawn = tensors[self._count :]
         with Redrawn(drawn) if drawn else nullcontext():
             replaced, result = self._called(tensors, numbers)
